@@ -1,0 +1,67 @@
+"""The one place that imports optional libraries by name."""
+
+from importlib import import_module
+from typing import Any
+
+from lpvit_edge.errors import MissingDependencyError
+
+_EXTRA_OF = {
+    "av": "camera",
+    "jinja2": "prune",
+    "onnx": "cpu",
+    "onnxruntime": "prune",
+    "onnxscript": "prune",
+    "openvino": "cpu",
+    "PIL": "prune",
+    "pynvml": "nvml",
+    "safetensors": "prune",
+    "scipy": "prune",
+    "timm": "prune",
+    "torch": "prune",
+    "torchvision": "prune",
+}
+_OTHER_SOURCE = {
+    "psutil": "pip install psutil",
+    "tensorrt": "it comes with JetPack; make the venv with --system-site-packages",
+}
+
+
+def require(module: str) -> Any:
+    """Import an optional library, or say how to get it.
+
+    Raises MissingDependencyError when the library is absent, and also when it is present but
+    does not load (a missing libnvinfer.so raises ImportError or OSError here, not at find_spec;
+    a torchvision of another build raises RuntimeError).
+    """
+    try:
+        return import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"cannot import {module}: {error}. {_remedy(module, error)}"
+        ) from error
+
+
+def _remedy(module: str, error: BaseException) -> str:
+    if "torchvision::" in str(error):
+        return _mismatched_torchvision()
+    name = module.partition(".")[0]
+    if name in _EXTRA_OF:
+        return f"To get it: pip install 'lpvit-edge[{_EXTRA_OF[name]}]'"
+    return f"To get it: {_OTHER_SOURCE.get(name, f'pip install {name}')}"
+
+
+def _mismatched_torchvision() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "absent"
+
+    return (
+        f"torch {installed('torch')} and torchvision {installed('torchvision')} are not from the "
+        "same build, so torchvision's operators are not registered. Install both from one source "
+        "in one command: pip install -c constraints.txt torch torchvision; on Jetson take both "
+        "wheels from NVIDIA's index for your JetPack"
+    )

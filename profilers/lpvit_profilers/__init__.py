@@ -1,0 +1,1 @@
+"""Profilers: they measure a device. They know no model and no engine."""
