@@ -21,6 +21,7 @@ TORCH_MODULES = {
     "lpvit_edge.prune",
     "lpvit_edge.repair",
     "lpvit_edge.sensitivity",
+    "lpvit_edge.statistics",
 }
 # A module may import the leaves and its own package; only the listed packages reach further.
 LEAVES = {"lpvit_edge.deps", "lpvit_edge.errors"}

@@ -1,0 +1,164 @@
+"""From a pruned torch model to the portable ONNX file that design and engines agree on."""
+
+import ast
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lpvit_edge import onnx_nodes
+from lpvit_edge.deps import require
+from lpvit_edge.errors import ModelError
+from lpvit_edge.files import replace_atomic
+from lpvit_edge.layers import Walk, example_images
+from lpvit_edge.pattern import Pattern
+
+if TYPE_CHECKING:
+    from lpvit_engines.block_sparse import BlockSparseMatrix
+
+
+class _SparseNode(nn.Module):
+    """Stands in for a linear layer while the model is exported; it computes nothing."""
+
+    def __init__(self, layer: nn.Linear, matrix: "BlockSparseMatrix", activation: str) -> None:
+        super().__init__()
+        self.values = nn.Buffer(torch.from_numpy(matrix.values.copy()))
+        self.row_ptr = nn.Buffer(torch.from_numpy(matrix.row_ptr.copy()))
+        self.col_idx = nn.Buffer(torch.from_numpy(matrix.col_idx.copy()))
+        bias = torch.zeros(matrix.out_features) if layer.bias is None else layer.bias.detach()
+        self.bias = nn.Buffer(bias.clone())
+        self.attributes = onnx_nodes.sparse_attributes(matrix, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        node: Tensor = torch.onnx.ops.symbolic(
+            f"{onnx_nodes.DOMAIN}::{onnx_nodes.OP}",
+            (x, self.values, self.row_ptr, self.col_idx, self.bias),
+            self.attributes,
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.attributes["out_features"]),
+            version=1,
+        )
+        return node
+
+
+def export_onnx(
+    model: nn.Module,
+    walk: Walk,
+    patterns: Mapping[str, Pattern],
+    path: Path,
+    *,
+    image_size: int,
+    batch: int = 1,
+) -> None:
+    """Write `model` to `path`, its layers in `patterns` as sparse nodes, the rest dense.
+
+    Every weight of a sparse layer's block that is not all zero is stored. Input "images"
+    (batch, 3, image_size, image_size), output "logits". The file is whole or absent. Raises
+    ModelError when torch cannot export the model.
+    """
+    replaced = copy.deepcopy(model).eval()
+    activations = {layer.name: layer.activation for layer in walk.layers}
+    for name, pattern in patterns.items():
+        if pattern.kind == "block":
+            _replace(replaced, name, pattern, activations[name], walk.gelu_after)
+    proto = _export(replaced, example_images(image_size, batch=batch))
+    _name_nodes_after_layers(proto)
+    onnx_nodes.finish(proto)
+    onnx = require("onnx")
+    replace_atomic(path, lambda temporary: onnx.save(proto, temporary))
+
+
+def _replace(
+    model: nn.Module, name: str, pattern: Pattern, activation: str, gelu_after: Mapping[str, str]
+) -> None:
+    from lpvit_engines.block_sparse import BlockSparseMatrix
+
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    matrix = BlockSparseMatrix.from_dense(
+        layer.weight.detach().numpy(), block_rows=pattern.rows, block_cols=pattern.cols
+    )
+    model.set_submodule(name, _SparseNode(layer, matrix, activation))
+    if activation == "gelu":
+        model.set_submodule(gelu_after[name], nn.Identity())
+
+
+def _export(model: nn.Module, images: Tensor) -> Any:
+    require("onnxscript")
+    try:
+        # The exporter talks on stdout and warns about its own internals; neither is the user's.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (images,),
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=onnx_nodes.OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(
+            f"torch cannot export {type(model).__name__} to ONNX: {error}. The model must trace "
+            "without data-dependent control flow"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _name_nodes_after_layers(proto: Any) -> None:
+    """Give each node the name of the module it came from: "blocks.3.mlp.fc1/MatMul"."""
+    used: dict[str, int] = {}
+    for node in proto.graph.node:
+        module = _module_of(node)
+        if node.op_type == onnx_nodes.OP:
+            node.name = node.input[1].removesuffix(".values")
+        elif module:
+            name = f"{module}/{node.op_type}"
+            used[name] = used.get(name, 0) + 1
+            node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        del node.metadata_props[:]  # it names files of this machine
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+
+
+def _module_of(node: Any) -> str | None:
+    """The innermost module in the scopes that the exporter noted."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            modules = ast.literal_eval(entry.value)[:-1]  # the last scope is the operator
+            return modules[-1] if modules else None
+    return None
+
+
+def compare_runtimes(
+    model: nn.Module, path: Path, images: Tensor, *, engine: str, threads: int, tolerance: float
+) -> dict[str, float]:
+    """Largest relative error of ONNX Runtime and of the engine against torch.
+
+    images (n, 3, S, S). ONNX Runtime computes the sparse nodes through the function body, the
+    engine through its own kernel. Raises EngineError when one is above the tolerance.
+    """
+    from lpvit_edge.check import refuse_unequal, relative_error
+    from lpvit_engines import load_engine
+
+    with torch.no_grad():
+        reference = torch.cat([model(image[None]) for image in images]).numpy()
+    session = require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    by_oracle = [session.run(None, {"images": image[None].numpy()})[0] for image in images]
+    with load_engine(engine, path, threads=threads) as loaded:
+        by_engine = [loaded.infer(image[None].numpy()).copy() for image in images]
+    errors = {
+        "onnxruntime": relative_error(np.concatenate(by_oracle), reference),
+        engine: relative_error(np.concatenate(by_engine), reference),
+    }
+    refuse_unequal(errors, tolerance=tolerance)
+    return errors

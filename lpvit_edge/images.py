@@ -1,0 +1,180 @@
+"""Class folders of images, and the preprocessing that a model was trained with.
+
+Preprocessing needs Pillow and numpy only, so that a device without torch does the same as the
+workstation; a test holds it equal to timm's transform.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import DataError
+from lpvit_edge.files import sha256_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Resize the short side, crop the centre, scale to 0..1, normalize per channel (RGB)."""
+
+    image_size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
+    crop_fraction: float = 1.0
+
+
+class ImageFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """Image files and, when they lie in class folders, the index of each one's class."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    targets: tuple[int, ...] | None
+
+
+def scan_folder(folder: Path, *, labels: tuple[str, ...] | None) -> ImageFolder:
+    """Find the images of a folder; with `labels`, its subfolders must be the model's classes.
+
+    A folder without subfolders holds images without labels. Raises DataError when there is no
+    image, or when a subfolder is none of the model's classes.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder with one subfolder per class")
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        return ImageFolder(folder=folder, paths=_some(_images_in(folder), folder), targets=None)
+    order = labels if labels is not None else tuple(classes)
+    _refuse_unknown_classes(folder, classes, order)
+    pairs = [(path, order.index(name)) for name in classes for path in _images_in(folder / name)]
+    paths = _some([path for path, _ in pairs], folder)
+    return ImageFolder(folder=folder, paths=paths, targets=tuple(target for _, target in pairs))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def _some(paths: list[Path], folder: Path) -> tuple[Path, ...]:
+    if not paths:
+        raise DataError(
+            f"{folder}: no image in it ({', '.join(sorted(SUFFIXES))}); expected "
+            "<folder>/<class>/<image>"
+        )
+    return tuple(paths)
+
+
+def _refuse_unknown_classes(folder: Path, found: list[str], labels: tuple[str, ...]) -> None:
+    unknown = [name for name in found if name not in labels]
+    if unknown:
+        raise DataError(
+            f"{folder}: class folders {unknown} are none of the model's {len(labels)} classes "
+            f"{list(labels)}; rename the folders or set `labels` in the model's TOML file"
+        )
+
+
+def take(images: ImageFolder, count: int) -> ImageFolder:
+    """An evenly spread subset, so that every class stays represented."""
+    total = len(images.paths)
+    if count >= total:
+        return images
+    picked = [index * total // count for index in range(count)]
+    targets = images.targets
+    return ImageFolder(
+        folder=images.folder,
+        paths=tuple(images.paths[index] for index in picked),
+        targets=None if targets is None else tuple(targets[index] for index in picked),
+    )
+
+
+def content_sha256(images: ImageFolder) -> str:
+    """One digest of all files, independent of where they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(sha256_of(path) for path in images.paths):
+        digest.update(name.encode())
+    return digest.hexdigest()
+
+
+def overlap(a: ImageFolder, b: ImageFolder) -> tuple[Path, ...]:
+    """Files of `a` whose content also occurs in `b`."""
+    contents = {sha256_of(path) for path in b.paths}
+    return tuple(path for path in a.paths if sha256_of(path) in contents)
+
+
+def read_image(path: Path, preprocess: Preprocess) -> "NDArray[np.float32]":
+    """One image as (3, image_size, image_size) float32. Raises DataError for a corrupt file."""
+    pillow = require("PIL.Image")
+    try:
+        with pillow.open(path) as image:
+            pixels = _resize(image.convert("RGB"), preprocess)
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a readable image ({error})") from error
+    mean, std = (np.asarray(values, np.float32) for values in (preprocess.mean, preprocess.std))
+    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _resize(image: "object", preprocess: Preprocess) -> "NDArray[np.uint8]":
+    """Short side to image_size / crop_fraction, then the central square: (S, S, 3) uint8."""
+    from PIL import Image
+
+    assert isinstance(image, Image.Image)
+    size = preprocess.image_size
+    short = math.floor(size / preprocess.crop_fraction)
+    scale = short / min(image.size)
+    width, height = (max(short, int(side * scale)) for side in image.size)
+    method = Image.Resampling[preprocess.interpolation.upper()]
+    if image.size != (width, height):
+        image = image.resize((width, height), method)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Images (n, 3, S, S) float32 with their classes, and the files that could not be read."""
+
+    images: "NDArray[np.float32]"
+    targets: "NDArray[np.int64] | None"
+    skipped: tuple[str, ...]
+
+
+def read_batches(images: ImageFolder, preprocess: Preprocess, *, size: int) -> Iterator[Batch]:
+    """Read a folder in batches; a corrupt file is skipped and named in its batch."""
+    for start in range(0, len(images.paths), size):
+        yield _read(images, preprocess, range(start, min(start + size, len(images.paths))))
+
+
+def _read(images: ImageFolder, preprocess: Preprocess, indices: range) -> Batch:
+    good: list[NDArray[np.float32]] = []
+    targets: list[int] = []
+    skipped: list[str] = []
+    for index in indices:
+        try:
+            good.append(read_image(images.paths[index], preprocess))
+        except DataError as error:
+            skipped.append(str(error))
+            continue
+        targets.append(-1 if images.targets is None else images.targets[index])
+    size = preprocess.image_size
+    stacked = np.stack(good) if good else np.empty((0, 3, size, size), np.float32)
+    return Batch(
+        images=stacked,
+        targets=None if images.targets is None else np.asarray(targets, np.int64),
+        skipped=tuple(skipped),
+    )
+
+
+def read_all(images: ImageFolder, preprocess: Preprocess) -> Batch:
+    """Read a whole folder. Raises DataError when not one file can be read."""
+    batch = _read(images, preprocess, range(len(images.paths)))
+    if not len(batch.images):
+        raise DataError(f"{images.folder}: none of {len(images.paths)} files is a readable image")
+    return batch

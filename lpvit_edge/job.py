@@ -1,0 +1,104 @@
+"""What every step works on: one model, its images, this machine, one run folder."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lpvit_edge.errors import DataError
+from lpvit_edge.images import ImageFolder, overlap, scan_folder, take
+from lpvit_edge.pattern import parse_pattern
+
+if TYPE_CHECKING:
+    from lpvit_edge.layers import Walk
+    from lpvit_edge.models import LoadedModel
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One model, its images, this machine, and the folder in which everything ends up."""
+
+    model: "LoadedModel"
+    walk: "Walk"
+    calibration: ImageFolder
+    heldout: ImageFolder
+    folder: Path
+    engine: str = "openvino"
+    threads: int = 1
+    patterns: tuple[str, ...] = ("64x1", "64x16", "32x32")
+
+    def path(self, name: str) -> Path:
+        """A file of the run folder."""
+        return self.folder / name
+
+
+def prepare(
+    model: "LoadedModel",
+    folder: Path,
+    *,
+    calibration: Path | None,
+    heldout: Path | None,
+    images: int,
+    engine: str,
+    threads: int,
+    patterns: tuple[str, ...],
+) -> Job:
+    """Find the images and walk the model.
+
+    Raises DataError when a folder is missing, empty, shares images with the other, or its class
+    folders are not the model's classes.
+    """
+    from lpvit_edge.layers import walk
+
+    for pattern in patterns:
+        parse_pattern(pattern)
+    calibration_images = scan_folder(_given(calibration, "calibration"), labels=model.labels)
+    heldout_images = scan_folder(_given(heldout, "heldout"), labels=model.labels)
+    walked = walk(model.module, image_size=model.preprocess.image_size)
+    _refuse_wrong_classes(model, heldout_images)
+    chosen = take(calibration_images, images)
+    shared = overlap(chosen, heldout_images)
+    if shared:
+        raise DataError(
+            f"{len(shared)} calibration images are also held out ({shared[0]} ...): accuracy would "
+            "be measured on images that pruning has seen; give disjoint folders"
+        )
+    return Job(
+        model=model,
+        walk=walked,
+        calibration=chosen,
+        heldout=heldout_images,
+        folder=folder,
+        engine=engine,
+        threads=threads,
+        patterns=patterns,
+    )
+
+
+def _given(folder: Path | None, name: str) -> Path:
+    if folder is None:
+        raise DataError(
+            f"no {name} images; pass --{name} FOLDER or set [data] {name} in the model's TOML file"
+        )
+    return folder
+
+
+def _refuse_wrong_classes(model: "LoadedModel", images: ImageFolder) -> None:
+    import torch
+
+    from lpvit_edge.layers import example_images
+
+    with torch.no_grad():
+        outputs = model.module(example_images(model.preprocess.image_size, batch=1)).shape[-1]
+    found = len(model.labels) if model.labels else len(set(images.targets or ()))
+    if images.targets is not None and found != outputs:
+        raise DataError(
+            f"the model has {outputs} outputs but there are {found} classes in "
+            f"{'its `labels`' if model.labels else images.folder}; name all of them, in the order "
+            "of the outputs, as `labels` in the model's TOML file"
+        )
+
+
+def available_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))

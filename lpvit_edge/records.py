@@ -1,0 +1,232 @@
+"""The records that pass between stages as files. Every quantity names its unit.
+
+    device_profile.json -> sensitivity.json -> allocation.json -> prune.json -> manifest.json
+    -> check.json -> optimize.json
+
+Fields that were not measured are None and stand beside a reason. `sparsity` is the fraction of
+zeros. A layer has the name that the model's `named_modules()` gives it.
+"""
+
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record that is also a file: see lpvit_edge.files."""
+
+    KIND: ClassVar[str] = ""
+    FORMAT: ClassVar[int] = 1
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A piece of a record."""
+
+
+class LayerShape(Part, frozen=True, kw_only=True):
+    """A prunable linear layer: weight (out_features, in_features), applied to `tokens` rows."""
+
+    name: str
+    tokens: int  # per image
+    in_features: int
+    out_features: int
+    activation: str = "none"  # "gelu" where an exact GELU follows and is fused into the layer
+
+
+class ModelIdentity(Part, frozen=True, kw_only=True):
+    """What must agree before two files about one model are combined."""
+
+    name: str
+    weights_sha256: str
+    image_size: int
+
+
+class Latency(Part, frozen=True, kw_only=True):
+    """Summary of raw samples, which stay in `samples_ms`."""
+
+    median_ms: float
+    p99_ms: float
+    spread_ms: float  # median absolute deviation
+    samples_ms: tuple[float, ...]
+    stable: bool
+    reasons: tuple[str, ...] = ()
+
+
+class Energy(Part, frozen=True, kw_only=True):
+    """Energy per image, or why there is none."""
+
+    per_image_mj: float | None
+    ci95_mj: float | None
+    mean_power_mw: float | None
+    source: str | None
+    scope: str | None
+    quality: str  # measured | summed | estimated | suspect | unavailable
+    reason: str | None
+
+
+class GemmCost(Part, frozen=True, kw_only=True):
+    """One distinct linear layer in one form, timed alone through the engine.
+
+    `latency_ms` is the slope between a network of several copies and one of a single copy, each
+    with weights of its own, so that what the engine needs per call is not counted.
+    """
+
+    tokens: int
+    in_features: int
+    out_features: int
+    activation: str
+    pattern: str
+    sparsity: float
+    latency_ms: float
+    spread_ms: float
+    stable: bool
+
+
+class DeviceProfile(Record, frozen=True, kw_only=True):
+    """What this device needs for every form of every layer of one model."""
+
+    KIND: ClassVar[str] = "device-profile"
+
+    device: dict[str, Any]
+    fingerprint: str
+    engine: str
+    engine_version: str
+    precision: str
+    threads: int
+    batch: int
+    model: ModelIdentity
+    layers: tuple[LayerShape, ...]
+    gemms: tuple[GemmCost, ...]
+    dense: Latency  # the whole dense network, end to end
+    rest_ms: float  # the network without its prunable layers, see lpvit_edge.profile
+    sum_over_measured: float  # (rest + dense layers) / dense: 1.0 when the parts add up
+    energy: Energy
+
+
+class SensitivityCurve(Part, frozen=True, kw_only=True):
+    """Distortion of the model's output when one layer is pruned to each sparsity."""
+
+    layer: str
+    pattern: str
+    criterion: str  # "taylor" (LPViT, mask only) or "hessian" (after closed-form repair)
+    sparsity: tuple[float, ...]
+    distortion: tuple[float, ...]
+
+
+class Sensitivity(Record, frozen=True, kw_only=True):
+    """All curves of one model over one set of calibration images."""
+
+    KIND: ClassVar[str] = "sensitivity"
+
+    model: ModelIdentity
+    images: int
+    images_sha256: str
+    curves: tuple[SensitivityCurve, ...]
+
+
+class Choice(Part, frozen=True, kw_only=True):
+    """What one layer becomes, with what the profile and the curves say about it."""
+
+    layer: str
+    pattern: str
+    sparsity: float
+    latency_ms: float
+    dense_latency_ms: float
+    distortion: float
+
+
+class Allocation(Record, frozen=True, kw_only=True):
+    """One pattern and sparsity per layer."""
+
+    KIND: ClassVar[str] = "allocation"
+
+    model: ModelIdentity
+    fingerprint: str
+    allocator: str
+    criterion: str
+    budget: dict[str, float]
+    choices: tuple[Choice, ...]
+    predicted_latency_ms: float
+    predicted_dense_ms: float
+    distortion: float
+    bound: str  # what stopped it: "latency", or "none" when the budget did not bind
+
+
+class PrunedLayer(Part, frozen=True, kw_only=True):
+    """What pruning did to one layer."""
+
+    layer: str
+    pattern: str
+    sparsity: float  # as it came out
+    relative_error: float  # |W X - W' X'|^2 / |W X|^2 over the calibration tokens
+    damping: float
+    seconds: float
+
+
+class PruneLog(Record, frozen=True, kw_only=True):
+    """How model.safetensors came about."""
+
+    KIND: ClassVar[str] = "prune"
+
+    model: ModelIdentity
+    images: int
+    images_sha256: str
+    method: str
+    layers: tuple[PrunedLayer, ...]
+    model_sha256: str
+
+
+class ExportLog(Record, frozen=True, kw_only=True):
+    """That the ONNX file computes what the torch model does.
+
+    Each error is max |y - reference| / max |reference| over the logits of `images` images.
+    """
+
+    KIND: ClassVar[str] = "export"
+
+    onnx_sha256: str
+    images: int
+    tolerance: float
+    onnxruntime_error: float
+    engine_error: float
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """What an engine was built from, and what runs in it."""
+
+    KIND: ClassVar[str] = "manifest"
+
+    engine: str
+    engine_version: str
+    onnx_sha256: str
+    fingerprint: str
+    threads: int
+    precision: str
+    labels: tuple[str, ...]
+    kernels: dict[str, str]
+
+
+class EngineCheck(Part, frozen=True, kw_only=True):
+    """One engine on this device, on held-out images."""
+
+    latency: Latency
+    throughput_per_s: float
+    accuracy: float | None  # None when the held-out images carry no labels
+    correct: int | None
+    images: int
+    weight_bytes: int
+    energy: Energy
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """Dense and sparse, side by side, in one run."""
+
+    KIND: ClassVar[str] = "check"
+
+    dense: EngineCheck
+    sparse: EngineCheck
+    speedup: float
+    predicted_latency_ms: float
+    accuracy_drop: float | None
+    agreement: float  # share of images on which both engines answer the same
+    skipped: tuple[str, ...]  # images that could not be read, with the reason

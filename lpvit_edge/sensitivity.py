@@ -1,0 +1,180 @@
+"""How much the model's output suffers when a layer is pruned, over the whole sparsity range.
+
+Two criteria, both from one pass over the calibration images, both in units of the loss.
+
+"taylor" is LPViT's (arXiv 2407.02068, section 3): masking block b changes the loss of image n by
+about -p_nb + p_nb^2 / 2 with p_nb = sum of g_n * W over the block, where g_n is the gradient of
+that image's own loss (the empirical Fisher per sample, not the outer product of the averaged
+gradient). The score of a block is (E_n p_nb)^2 + E_n[p_nb^2] / 2, its curve the running sum over
+blocks in rising order. It assumes that nothing is repaired.
+
+"hessian" is the layer-wise form tr(G dW A dW^T) with A = E[x x^T] and the diagonal of
+G = E[g g^T], g the loss gradient at the layer's output (the factors of K-FAC, Martens & Grosse
+2015), evaluated along the group-OBS elimination of lpvit_edge.repair, that is after repair. Per
+layer one elimination gives the curve at every sparsity.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from lpvit_edge.errors import PruningError
+from lpvit_edge.layers import Walk, hooks
+from lpvit_edge.pattern import Pattern
+from lpvit_edge.progress import track
+from lpvit_edge.prune import block_sums
+from lpvit_edge.records import LayerShape, SensitivityCurve
+from lpvit_edge.repair import Statistics, normal_equations, removal_costs
+from lpvit_edge.statistics import with_bias
+
+GRID = tuple(round(0.05 * step, 2) for step in range(20))  # 0.0, 0.05 ... 0.95
+
+
+class Moments(msgspec.Struct, kw_only=True):
+    """What one pass gathers about one layer."""
+
+    A: Tensor  # (K, K) sum of x x^T over tokens, with the constant 1 where there is a bias
+    G: Tensor  # (N,) sum of squared output gradients over tokens
+    p: dict[Pattern, Tensor]  # (N / rows, K / cols) sum of p_nb over images
+    p_squared: dict[Pattern, Tensor]
+    tokens: int = 0
+
+
+def gather_moments(
+    model: nn.Module,
+    walk: Walk,
+    images: Tensor,
+    targets: Tensor | None,
+    *,
+    patterns: tuple[Pattern, ...],
+    batch: int = 16,
+) -> dict[str, Moments]:
+    """Run every image forward and backward once.
+
+    images (n, 3, S, S); targets (n,) classes, or None: then the model's own answers are taken.
+    """
+    layers = {layer.name: model.get_submodule(layer.name) for layer in walk.layers}
+    moments = {name: _empty(layer, patterns) for name, layer in layers.items()}
+    starts = range(0, len(images), batch)
+    for start in track(starts, what="sensitivity: gradients", total=len(starts)):
+        part = images[start : start + batch]
+        seen = _forward_backward(
+            model, layers, part, None if targets is None else targets[start : start + batch]
+        )
+        for name, (x, g) in seen.items():
+            _add(moments[name], layers[name], x, g)
+    return moments
+
+
+def _empty(layer: nn.Module, patterns: tuple[Pattern, ...]) -> Moments:
+    assert isinstance(layer, nn.Linear)
+    N, K = layer.weight.shape
+    size = K + (layer.bias is not None)
+    fitting = [pattern for pattern in patterns if pattern.fits(N, K)]
+
+    def zeros() -> dict[Pattern, Tensor]:
+        return {p: torch.zeros(N // p.rows, K // p.cols) for p in fitting}
+
+    return Moments(A=torch.zeros(size, size), G=torch.zeros(N), p=zeros(), p_squared=zeros())
+
+
+def _forward_backward(
+    model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, targets: Tensor | None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each layer's input (n, T, K) and the gradient (n, T, N) of each image's own loss."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> RemovableHandle:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+            if name in inputs:
+                raise PruningError(f"{name} runs several times per image; it cannot be pruned yet")
+            inputs[name], outputs[name] = args[0].detach(), result
+
+        return layers[name].register_forward_hook(hook)
+
+    with hooks(keep(name) for name in layers), torch.enable_grad():
+        logits = model(images)
+        classes = logits.detach().argmax(1) if targets is None else targets
+        loss = functional.cross_entropy(logits, classes, reduction="sum")
+        gradients = torch.autograd.grad(loss, [outputs[name] for name in layers])
+    n = len(images)
+    return {
+        name: (
+            inputs[name].reshape(n, -1, inputs[name].shape[-1]),
+            gradient.reshape(n, -1, gradient.shape[-1]),
+        )
+        for name, gradient in zip(layers, gradients, strict=True)
+    }
+
+
+def _add(moments: Moments, layer: nn.Module, x: Tensor, g: Tensor) -> None:
+    assert isinstance(layer, nn.Linear)
+    flat = x.reshape(-1, x.shape[-1])
+    if layer.bias is not None:
+        flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
+    moments.A += flat.T @ flat
+    moments.G += g.square().sum((0, 1))
+    moments.tokens += len(flat)
+    weight = layer.weight.detach()
+    for x_n, g_n in zip(x, g, strict=True):
+        product = (g_n.T @ x_n) * weight
+        for pattern, total in moments.p.items():
+            p = block_sums(product, pattern)
+            total += p
+            moments.p_squared[pattern] += p.square()
+
+
+def taylor_scores(moments: Moments, pattern: Pattern, *, images: int) -> Tensor:
+    """(E_n p)^2 + E_n[p^2] / 2 for each block: (N / rows, K / cols)."""
+    mean = moments.p[pattern] / images
+    return mean.square() + moments.p_squared[pattern] / images / 2
+
+
+def hessian_costs(
+    moments: Moments, layer: nn.Linear, pattern: Pattern, *, damping: float, steps: int
+) -> Tensor:
+    """Removal costs weighted with the output Fisher, per image and in units of the loss."""
+    A = (moments.A / moments.tokens).double()
+    statistics = Statistics(A=A, C=A, target_energy=1.0, tokens=moments.tokens)
+    W = with_bias(layer)
+    system = normal_equations(W, statistics, damping=damping, free=layer.in_features)
+    fisher = moments.G / moments.tokens
+    return removal_costs(W.double(), system, pattern, row_weights=fisher, steps=steps) / 2
+
+
+def curve(
+    costs: Tensor, *, layer: LayerShape, pattern: Pattern, criterion: str, scale: float
+) -> SensitivityCurve:
+    """Running sum of the rising block costs, read at GRID."""
+    rising = torch.cat([torch.zeros(1), costs.flatten().sort().values.cumsum(0)]) * scale
+    return SensitivityCurve(
+        layer=layer.name,
+        pattern=str(pattern),
+        criterion=criterion,
+        sparsity=GRID,
+        distortion=tuple(float(rising[round(s * costs.numel())]) for s in GRID),
+    )
+
+
+def layer_curves(
+    layer: LayerShape,
+    module: nn.Linear,
+    moments: Moments,
+    *,
+    images: int,
+    damping: float = 0.01,
+    steps: int = 32,
+) -> Iterator[SensitivityCurve]:
+    """Both curves of one layer for every pattern that fits it."""
+    for pattern in moments.p:
+        scores = taylor_scores(moments, pattern, images=images)
+        yield curve(scores, layer=layer, pattern=pattern, criterion="taylor", scale=1.0)
+        costs = hessian_costs(moments, module, pattern, damping=damping, steps=steps)
+        yield curve(
+            costs, layer=layer, pattern=pattern, criterion="hessian", scale=float(layer.tokens)
+        )

@@ -1,0 +1,282 @@
+"""The steps of the main job, each from files to files in one run folder.
+
+    profile      dense.onnx, device_profile.json
+    sensitivity  sensitivity.json
+    allocate     allocation.json
+    prune        model.safetensors, prune.json
+    export       model.onnx, export.json
+    build        manifest.json
+    check        check.json
+
+Each function loads what it needs, calls the library, and saves what the next one reads.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lpvit_edge import files
+from lpvit_edge.errors import MismatchError
+from lpvit_edge.images import content_sha256, read_all
+from lpvit_edge.job import Job
+from lpvit_edge.pattern import Pattern, parse_pattern
+from lpvit_edge.progress import track
+from lpvit_edge.records import (
+    Allocation,
+    Check,
+    DeviceProfile,
+    ExportLog,
+    Manifest,
+    ModelIdentity,
+    PrunedLayer,
+    PruneLog,
+    Sensitivity,
+    SensitivityCurve,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lpvit_edge.prune import Form, Settings
+
+TOLERANCE = 1e-3  # of the largest logit, between torch and an engine
+
+
+def profile(job: Job, *, seconds_each: float = 0.2) -> DeviceProfile:
+    """Measure this device on every form of every layer, and on the whole dense network."""
+    from lpvit_edge import profile as profiling
+    from lpvit_edge.check import latency_record
+    from lpvit_edge.energy import energy_of
+    from lpvit_engines import load_engine
+    from lpvit_profilers.device import fingerprint, identify
+
+    _export(job, job.model.module, {}, job.path("dense.onnx"))
+    emptied, emptied_as = _emptied(job)
+    _export(job, emptied, emptied_as, job.path("emptied.onnx"))
+    gemms = profiling.profile_gemms(
+        job.walk.layers,
+        engine=job.engine,
+        threads=job.threads,
+        scratch=job.folder,
+        patterns=job.patterns,
+        seconds_each=seconds_each,
+    )
+    measured = profiling.profile_networks(
+        job.path("dense.onnx"),
+        job.path("emptied.onnx"),
+        engine=job.engine,
+        threads=job.threads,
+        seconds=20 * seconds_each,
+    )
+    job.path("emptied.onnx").unlink()
+    dense = measured["dense"]
+    names = {name: str(pattern) for name, pattern in emptied_as.items()}
+    rest = profiling.rest_ms(measured["emptied"].median_ms, job.walk.layers, gemms, names)
+    identity = identify()
+    with load_engine(job.engine, job.path("dense.onnx"), threads=job.threads) as engine:
+        energy = energy_of(engine)
+    record = DeviceProfile(
+        device=msgspec.to_builtins(identity),
+        fingerprint=fingerprint(identity),
+        engine=job.engine,
+        engine_version=profiling.engine_version(job.engine),
+        precision="float32",
+        threads=job.threads,
+        batch=1,
+        model=job.model.identity,
+        layers=job.walk.layers,
+        gemms=gemms,
+        dense=latency_record(dense),
+        rest_ms=rest,
+        sum_over_measured=(rest + profiling.dense_layers_ms(job.walk.layers, gemms))
+        / dense.median_ms,
+        energy=energy,
+    )
+    files.save(record, job.path("device_profile.json"))
+    return record
+
+
+def _emptied(job: Job) -> "tuple[nn.Module, dict[str, Pattern]]":
+    """The model with every prunable layer zero, and the pattern in which each is exported."""
+    import torch
+
+    model = copy.deepcopy(job.model.module)
+    patterns = [parse_pattern(name) for name in job.patterns]
+    chosen: dict[str, Pattern] = {}
+    for layer in job.walk.layers:
+        fitting = [p for p in patterns if p.fits(layer.out_features, layer.in_features)]
+        if fitting:
+            chosen[layer.name] = fitting[0]
+            with torch.no_grad():
+                model.get_parameter(f"{layer.name}.weight").zero_()
+    return model, chosen
+
+
+def _export(job: Job, model: "nn.Module", patterns: Mapping[str, Pattern], path: Path) -> None:
+    from lpvit_edge.export import export_onnx
+
+    size = job.model.preprocess.image_size
+    export_onnx(model, job.walk, patterns, path, image_size=size)
+
+
+def calibration_batch(job: Job) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """Calibration images (n, 3, S, S) and their classes (n,), corrupt files left out."""
+    import torch
+
+    batch = read_all(job.calibration, job.model.preprocess)
+    targets = None if batch.targets is None else torch.from_numpy(batch.targets)
+    return torch.from_numpy(batch.images), targets
+
+
+def sensitivity(job: Job) -> Sensitivity:
+    """Distortion curves of every layer in every pattern, by both criteria."""
+    from torch import nn
+
+    from lpvit_edge import sensitivity as curves
+
+    images, targets = calibration_batch(job)
+    patterns = tuple(parse_pattern(name) for name in job.patterns)
+    moments = curves.gather_moments(job.model.module, job.walk, images, targets, patterns=patterns)
+    found: list[SensitivityCurve] = []
+    layers = job.walk.layers
+    for layer in track(layers, what="sensitivity: curves", total=len(layers)):
+        module = job.model.module.get_submodule(layer.name)
+        assert isinstance(module, nn.Linear)
+        found += curves.layer_curves(layer, module, moments[layer.name], images=len(images))
+    record = Sensitivity(
+        model=job.model.identity,
+        images=len(images),
+        images_sha256=content_sha256(job.calibration),
+        curves=tuple(found),
+    )
+    files.save(record, job.path("sensitivity.json"))
+    return record
+
+
+def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = None) -> PruneLog:
+    """Prune and repair every layer as allocated; the weights go to model.safetensors."""
+    from lpvit_edge.deps import require
+    from lpvit_edge.prune import Settings, prune
+
+    refuse_other_model(allocation.model, job.model.identity, what="the allocation")
+    settings = settings or Settings()
+    images, _ = calibration_batch(job)
+    steps = prune(job.model.module, job.walk, forms(allocation), images, settings=settings)
+    log: list[PrunedLayer] = []
+    model = job.model.module
+    for layer, model in track(steps, what="prune: layers", total=len(job.walk.layers)):  # noqa: B007
+        log.append(layer)
+    weights = job.path("model.safetensors")
+    save_file = require("safetensors.torch").save_file
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    files.replace_atomic(weights, lambda temporary: save_file(state, temporary))
+    record = PruneLog(
+        model=job.model.identity,
+        images=len(images),
+        images_sha256=content_sha256(job.calibration),
+        method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}",
+        layers=tuple(log),
+        model_sha256=files.sha256_of(weights),
+    )
+    files.save(record, job.path("prune.json"))
+    return record
+
+
+def forms(allocation: Allocation) -> "dict[str, Form]":
+    """The form of each layer that is not left dense."""
+    from lpvit_edge.prune import Form
+
+    return {
+        choice.layer: Form(pattern=parse_pattern(choice.pattern), sparsity=choice.sparsity)
+        for choice in allocation.choices
+        if choice.pattern != "dense"
+    }
+
+
+def refuse_other_model(found: ModelIdentity, expected: ModelIdentity, *, what: str) -> None:
+    """Raise MismatchError, naming the difference, when a file is of another model."""
+    different = [
+        f"{field} is {getattr(found, field)!r} there and {getattr(expected, field)!r} here"
+        for field in ModelIdentity.__struct_fields__
+        if getattr(found, field) != getattr(expected, field)
+    ]
+    if different:
+        raise MismatchError(f"{what} is of another model: {'; '.join(different)}. Make it again")
+
+
+def export(job: Job, allocation: Allocation) -> ExportLog:
+    """Write model.onnx and hold it against the pruned torch model in two runtimes."""
+    from lpvit_edge.export import compare_runtimes
+
+    pruned = copy.deepcopy(job.model.module)
+    pruned.load_state_dict(_pruned_weights(job))
+    patterns = {name: form.pattern for name, form in forms(allocation).items()}
+    path = job.path("model.onnx")
+    _export(job, pruned, patterns, path)
+    images, _ = calibration_batch(job)
+    errors = compare_runtimes(
+        pruned, path, images[:8], engine=job.engine, threads=job.threads, tolerance=TOLERANCE
+    )
+    record = ExportLog(
+        onnx_sha256=files.sha256_of(path),
+        images=min(8, len(images)),
+        tolerance=TOLERANCE,
+        onnxruntime_error=errors["onnxruntime"],
+        engine_error=errors[job.engine],
+    )
+    files.save(record, job.path("export.json"))
+    return record
+
+
+def _pruned_weights(job: Job) -> "dict[str, torch.Tensor]":
+    from lpvit_edge.deps import require
+
+    weights: dict[str, torch.Tensor] = require("safetensors.torch").load_file(
+        job.path("model.safetensors")
+    )
+    return weights
+
+
+def build(job: Job) -> Manifest:
+    """Compile model.onnx on this device and note what really runs."""
+    from lpvit_edge.profile import engine_version
+    from lpvit_engines import load_engine
+    from lpvit_profilers.device import fingerprint, identify
+
+    path = job.path("model.onnx")
+    with load_engine(job.engine, path, threads=job.threads) as engine:
+        kernels = engine.kernels()
+    record = Manifest(
+        engine=job.engine,
+        engine_version=engine_version(job.engine),
+        onnx_sha256=files.sha256_of(path),
+        fingerprint=fingerprint(identify()),
+        threads=job.threads,
+        precision="float32",
+        labels=job.model.labels or (),
+        kernels=kernels,
+    )
+    files.save(record, job.path("manifest.json"))
+    return record
+
+
+def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
+    """Dense and sparse engine side by side on the held-out images."""
+    from lpvit_edge.check import check_engines
+
+    record = check_engines(
+        job.path("dense.onnx"),
+        job.path("model.onnx"),
+        job.heldout,
+        job.model.preprocess,
+        engine=job.engine,
+        threads=job.threads,
+        predicted_latency_ms=allocation.predicted_latency_ms,
+        seconds=seconds,
+    )
+    files.save(record, job.path("check.json"))
+    return record
