@@ -2,20 +2,19 @@
 
 import re
 
-from lpvit_edge.errors import LpvitEdgeError
+from lpvit_edge.errors import UnknownOptionError
 
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(x|ms|s)\s*")
 
 
-class BudgetError(LpvitEdgeError, ValueError):
-    """A budget that cannot be read."""
-
-
 def latency_budget_ms(text: str, *, dense_ms: float) -> float:
-    """Milliseconds from "0.5x" (of the dense engine), "12ms" or "0.012s"."""
+    """Milliseconds from "0.5x" (of the dense engine), "12ms" or "0.012s".
+
+    Raises UnknownOptionError when it is none of these.
+    """
     match = _BUDGET.fullmatch(text)
     if match is None or float(match[1]) == 0.0:
-        raise BudgetError(
+        raise UnknownOptionError(
             f"no latency budget {text!r}; write a share of the dense latency (0.5x) or a time "
             "(12ms, 0.012s)"
         )

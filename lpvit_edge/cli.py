@@ -4,17 +4,23 @@ Imports of stages live inside the commands, so that `lpvit --help` works on any 
 """
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lpvit_edge import __version__
-from lpvit_edge.errors import LpvitEdgeError
+from lpvit_edge import __version__, options
+from lpvit_edge.errors import LpvitEdgeError, UnknownOptionError
+
+if TYPE_CHECKING:
+    from lpvit_edge.job import Job
 
 app = typer.Typer(
     name="lpvit",
     help="Measure this device, prune a Vision Transformer for it, build an engine, prove the gain.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
 )
 
 
@@ -33,6 +39,252 @@ def _options(
     """Options of every verb."""
 
 
+@app.command()
+def optimize(
+    model: options.Model,
+    target_latency: options.Target = "0.5x",
+    out: options.Out = Path("runs/optimize"),
+    weights: options.Weights = None,
+    calibration: options.Calibration = None,
+    heldout: options.Heldout = None,
+    images: options.Images = 256,
+    engine: options.Engine = "openvino",
+    threads: options.Threads = 0,
+    patterns: options.Patterns = options.DEFAULT_PATTERNS,
+    allocator: options.Allocator = "milp",
+    criterion: options.Criterion = "hessian",
+    curve: Annotated[bool, typer.Option(help="Also show accuracy over several budgets.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start again in a folder that holds a run.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Walk the whole way: from a trained model to a faster engine on this machine, proven.
+
+    Example: lpvit optimize examples/factory_line/model.toml --target-latency 0.5x --out runs/demo
+    """
+    from lpvit_edge import optimize as main_job
+    from lpvit_edge.table import show
+
+    job = _job(model, out, weights, calibration, heldout, images, engine, threads, patterns)
+    goal = main_job.Goal(
+        target_latency=target_latency,
+        allocator=_one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
+        criterion=_one_of(criterion, ("hessian", "taylor"), "--criterion"),
+        curve=curve,
+    )
+    main_job.start(job, goal, resume=resume, overwrite=overwrite)
+    result = main_job.optimize(job, goal)
+    if json:
+        sys.stdout.write(job.path("optimize.json").read_text(encoding="utf-8"))
+    else:
+        show(result)
+        print(f"report: {result['report']}")
+    if not result["target_met"]:
+        raise typer.Exit(4)
+
+
+@app.command()
+def profile(
+    model: options.Model,
+    out: options.Out = Path("runs/optimize"),
+    weights: options.Weights = None,
+    calibration: options.Calibration = None,
+    heldout: options.Heldout = None,
+    engine: options.Engine = "openvino",
+    threads: options.Threads = 0,
+    patterns: options.Patterns = options.DEFAULT_PATTERNS,
+) -> None:
+    """Measure what every form of every layer costs on this device: device_profile.json.
+
+    Example: lpvit profile examples/factory_line/model.toml --out runs/demo
+    """
+    from lpvit_edge import steps
+
+    job = _job(model, out, weights, calibration, heldout, 1, engine, threads, patterns)
+    record = steps.profile(job)
+    print(
+        f"{job.path('device_profile.json')}: {len(record.gemms)} forms, dense "
+        f"{record.dense.median_ms:.3f} ms, sum of parts {record.sum_over_measured:.2f} of it"
+    )
+
+
+@app.command()
+def sensitivity(
+    model: options.Model,
+    out: options.Out = Path("runs/optimize"),
+    weights: options.Weights = None,
+    calibration: options.Calibration = None,
+    heldout: options.Heldout = None,
+    images: options.Images = 256,
+    patterns: options.Patterns = options.DEFAULT_PATTERNS,
+) -> None:
+    """Measure how much the output suffers from pruning each layer: sensitivity.json.
+
+    Example: lpvit sensitivity examples/factory_line/model.toml --images 256 --out runs/demo
+    """
+    from lpvit_edge import steps
+
+    job = _job(model, out, weights, calibration, heldout, images, "openvino", 0, patterns)
+    record = steps.sensitivity(job)
+    print(f"{job.path('sensitivity.json')}: {len(record.curves)} curves, {record.images} images")
+
+
+@app.command()
+def allocate(
+    folder: Annotated[Path, typer.Argument(help="Run folder with profile and sensitivity.")],
+    target_latency: options.Target = "0.5x",
+    allocator: options.Allocator = "milp",
+    criterion: options.Criterion = "hessian",
+) -> None:
+    """Choose a pattern and a sparsity for every layer within a budget: allocation.json.
+
+    Example: lpvit allocate runs/demo --target-latency 0.4x --allocator slope
+    """
+    from lpvit_edge import files
+    from lpvit_edge.allocate import allocate as choose
+    from lpvit_edge.budget import latency_budget_ms
+    from lpvit_edge.records import DeviceProfile, Sensitivity
+
+    measured = files.load(DeviceProfile, folder / "device_profile.json")
+    curves = files.load(Sensitivity, folder / "sensitivity.json")
+    record = choose(
+        measured,
+        curves,
+        budget_ms=latency_budget_ms(target_latency, dense_ms=measured.dense.median_ms),
+        allocator=_one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
+        criterion=_one_of(criterion, ("hessian", "taylor"), "--criterion"),
+    )
+    files.save(record, folder / "allocation.json")
+    sparse = sum(choice.pattern != "dense" for choice in record.choices)
+    print(
+        f"{folder / 'allocation.json'}: {sparse} of {len(record.choices)} layers sparse, predicted "
+        f"{record.predicted_latency_ms:.3f} ms (dense {record.predicted_dense_ms:.3f} ms)"
+    )
+
+
+@app.command()
+def prune(
+    model: options.Model,
+    out: options.Out = Path("runs/optimize"),
+    weights: options.Weights = None,
+    calibration: options.Calibration = None,
+    heldout: options.Heldout = None,
+    images: options.Images = 256,
+) -> None:
+    """Prune and repair as allocation.json says: model.safetensors, prune.json.
+
+    Example: lpvit prune examples/factory_line/model.toml --out runs/demo
+    """
+    from lpvit_edge import files, steps
+    from lpvit_edge.records import Allocation
+
+    allocation = files.load(Allocation, out / "allocation.json")
+    job = _job(model, out, weights, calibration, heldout, images, "openvino", 0, "64x1")
+    record = steps.prune(job, allocation)
+    print(f"{job.path('model.safetensors')}: {len(record.layers)} layers pruned and repaired")
+
+
+@app.command()
+def build(
+    model: options.Model,
+    out: options.Out = Path("runs/optimize"),
+    weights: options.Weights = None,
+    calibration: options.Calibration = None,
+    heldout: options.Heldout = None,
+    engine: options.Engine = "openvino",
+    threads: options.Threads = 0,
+) -> None:
+    """Export model.onnx, hold it against torch, compile it here: export.json, manifest.json.
+
+    Example: lpvit build examples/factory_line/model.toml --out runs/demo
+    """
+    from lpvit_edge import files, steps
+    from lpvit_edge.records import Allocation
+
+    allocation = files.load(Allocation, out / "allocation.json")
+    job = _job(model, out, weights, calibration, heldout, 8, engine, threads, "64x1")
+    log = steps.export(job, allocation)
+    steps.build(job)
+    print(f"{job.path('model.onnx')}: differs from torch by {log.engine_error:.1e} at most")
+
+
+@app.command()
+def check(
+    model: options.Model,
+    out: options.Out = Path("runs/optimize"),
+    weights: options.Weights = None,
+    calibration: options.Calibration = None,
+    heldout: options.Heldout = None,
+    engine: options.Engine = "openvino",
+    threads: options.Threads = 0,
+) -> None:
+    """Measure dense.onnx and model.onnx side by side on this device: check.json.
+
+    Example: lpvit check examples/factory_line/model.toml --out runs/demo
+    """
+    from lpvit_edge import files, steps
+    from lpvit_edge.records import Allocation
+
+    allocation = files.load(Allocation, out / "allocation.json")
+    job = _job(model, out, weights, calibration, heldout, 1, engine, threads, "64x1")
+    record = steps.check(job, allocation)
+    drop = "no labels" if record.accuracy_drop is None else f"{100 * record.accuracy_drop:.2f}"
+    print(f"{job.path('check.json')}: {record.speedup:.2f}x faster, accuracy drop {drop} points")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder with optimize.json.")],
+) -> None:
+    """Write report.html again from optimize.json.
+
+    Example: lpvit report runs/demo
+    """
+    from lpvit_edge.report import write_report
+    from lpvit_edge.result import load_document
+
+    write_report(load_document(folder / "optimize.json"), folder / "report.html")
+    print(folder / "report.html")
+
+
+def _job(
+    model: str,
+    out: Path,
+    weights: Path | None,
+    calibration: Path | None,
+    heldout: Path | None,
+    images: int,
+    engine: str,
+    threads: int,
+    patterns: str,
+) -> "Job":
+    from lpvit_edge.deps import require
+    from lpvit_edge.job import available_threads, prepare
+
+    require("torch")
+    from lpvit_edge.models import load_model
+
+    loaded = load_model(model, weights=weights)
+    return prepare(
+        loaded,
+        out,
+        calibration=calibration or loaded.calibration,
+        heldout=heldout or loaded.heldout,
+        images=images,
+        engine=engine,
+        threads=threads or available_threads(),
+        patterns=tuple(patterns.split(",")),
+    )
+
+
+def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
+    if value not in allowed:
+        raise UnknownOptionError(f"{option} {value!r}; choose one of {', '.join(allowed)}")
+    return value
+
+
 def main() -> int:
     """Run one command. Exit codes: see lpvit_edge.errors; 0 done, 2 wrong usage."""
     try:
@@ -40,4 +292,7 @@ def main() -> int:
     except LpvitEdgeError as error:
         print(f"lpvit: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a full disk, a folder without write permission
+        print(f"lpvit: {error}. What was complete before is still there", file=sys.stderr)
+        return 1
     return 0

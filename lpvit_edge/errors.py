@@ -10,6 +10,7 @@
   * PruningError                 1  a pattern or statistics that cannot prune   (also ValueError)
   * UnknownEngineError           1  no engine has that name                     (also LookupError)
   * EngineError                  1  an engine refused a model, or failed
+  * UnknownOptionError           2  an option has no such value                 (also ValueError)
   * BudgetNotMetError            4  no allocation fits the budget
   * AccuracyFloorError           5  every step falls below the accuracy floor
   * MeasurementError             6  a measurement that cannot be trusted
@@ -66,6 +67,12 @@ class UnknownEngineError(LpvitEdgeError, LookupError):
 
 class EngineError(LpvitEdgeError):
     """An engine refused a model or failed while running it."""
+
+
+class UnknownOptionError(LpvitEdgeError, ValueError):
+    """An option was given a value that it does not know."""
+
+    exit_code = 2
 
 
 class BudgetNotMetError(LpvitEdgeError):

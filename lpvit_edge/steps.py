@@ -54,9 +54,9 @@ def profile(job: Job, *, seconds_each: float = 0.2) -> DeviceProfile:
     from lpvit_engines import load_engine
     from lpvit_profilers.device import fingerprint, identify
 
-    _export(job, job.model.module, {}, job.path("dense.onnx"))
+    export_model(job, job.model.module, {}, job.path("dense.onnx"))
     emptied, emptied_as = _emptied(job)
-    _export(job, emptied, emptied_as, job.path("emptied.onnx"))
+    export_model(job, emptied, emptied_as, job.path("emptied.onnx"))
     gemms = profiling.profile_gemms(
         job.walk.layers,
         engine=job.engine,
@@ -116,7 +116,7 @@ def _emptied(job: Job) -> "tuple[nn.Module, dict[str, Pattern]]":
     return model, chosen
 
 
-def _export(job: Job, model: "nn.Module", patterns: Mapping[str, Pattern], path: Path) -> None:
+def export_model(job: Job, model: "nn.Module", patterns: Mapping[str, Pattern], path: Path) -> None:
     from lpvit_edge.export import export_onnx
 
     size = job.model.preprocess.image_size
@@ -216,7 +216,7 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
     pruned.load_state_dict(_pruned_weights(job))
     patterns = {name: form.pattern for name, form in forms(allocation).items()}
     path = job.path("model.onnx")
-    _export(job, pruned, patterns, path)
+    export_model(job, pruned, patterns, path)
     images, _ = calibration_batch(job)
     errors = compare_runtimes(
         pruned, path, images[:8], engine=job.engine, threads=job.threads, tolerance=TOLERANCE

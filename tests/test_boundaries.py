@@ -22,6 +22,7 @@ TORCH_MODULES = {
     "lpvit_edge.repair",
     "lpvit_edge.sensitivity",
     "lpvit_edge.statistics",
+    "lpvit_edge.trial",
 }
 # A module may import the leaves and its own package; only the listed packages reach further.
 LEAVES = {"lpvit_edge.deps", "lpvit_edge.errors"}

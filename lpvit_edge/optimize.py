@@ -1,0 +1,299 @@
+"""Walk the whole way: profile, sensitivity, allocate, prune, export, build, check, report."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from lpvit_edge import files, result, steps
+from lpvit_edge.allocate import allocate
+from lpvit_edge.budget import latency_budget_ms
+from lpvit_edge.errors import BudgetNotMetError, FileFormatError, MismatchError
+from lpvit_edge.files import write_atomic
+from lpvit_edge.images import content_sha256
+from lpvit_edge.job import Job
+from lpvit_edge.progress import track
+from lpvit_edge.records import (
+    Allocation,
+    Check,
+    DeviceProfile,
+    ExportLog,
+    Manifest,
+    ModelIdentity,
+    PruneLog,
+    Record,
+    Sensitivity,
+)
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+# In the order in which they are written; each depends on those before it.
+ARTEFACTS = (
+    "run.json",
+    "dense.onnx",
+    "device_profile.json",
+    "sensitivity.json",
+    "allocation.json",
+    "model.safetensors",
+    "prune.json",
+    "model.onnx",
+    "export.json",
+    "manifest.json",
+    "check.json",
+    "curve.json",
+    "optimize.json",
+    "report.html",
+)
+CURVE_TARGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
+CURVE_IMAGES = 500
+
+
+class Goal(msgspec.Struct, frozen=True, kw_only=True):
+    """What to reach and how."""
+
+    target_latency: str
+    allocator: str = "milp"
+    criterion: str = "hessian"
+    curve: bool = True
+    check_seconds: float = 10.0
+
+
+class Run(Record, frozen=True, kw_only=True):
+    """What a run folder was made for: `--resume` goes on only with the same."""
+
+    KIND: ClassVar[str] = "run"
+
+    model: ModelIdentity
+    calibration_sha256: str
+    target_latency: str
+    allocator: str
+    criterion: str
+    engine: str
+    threads: int
+    patterns: tuple[str, ...]
+
+
+class Curve(Record, frozen=True, kw_only=True):
+    """Accuracy over several budgets."""
+
+    KIND: ClassVar[str] = "curve"
+
+    points: tuple[result.CurvePoint, ...]
+
+
+def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
+    """Make the run folder ready. Raises MismatchError when it holds another run."""
+    run = Run(
+        model=job.model.identity,
+        calibration_sha256=content_sha256(job.calibration),
+        target_latency=goal.target_latency,
+        allocator=goal.allocator,
+        criterion=goal.criterion,
+        engine=job.engine,
+        threads=job.threads,
+        patterns=job.patterns,
+    )
+    found = [name for name in ARTEFACTS if job.path(name).exists()]
+    if found and resume:
+        _refuse_other_run(files.load(Run, job.path("run.json")), run, job.folder)
+    elif found and not overwrite:
+        raise MismatchError(
+            f"{job.folder} already holds a run ({', '.join(found[:3])} ...); pass --resume to go "
+            "on with it, --overwrite to start again, or another --out"
+        )
+    elif found:
+        for name in found:
+            job.path(name).unlink()
+    files.save(run, job.path("run.json"))
+
+
+def _refuse_other_run(found: Run, expected: Run, folder: Path) -> None:
+    different = [
+        f"{field} was {getattr(found, field)!r}, now {getattr(expected, field)!r}"
+        for field in Run.__struct_fields__
+        if getattr(found, field) != getattr(expected, field)
+    ]
+    if different:
+        raise MismatchError(
+            f"{folder} is of another run: {'; '.join(different)}. Pass --overwrite to start again"
+        )
+
+
+def optimize(job: Job, goal: Goal) -> dict[str, Any]:
+    """The main job. What the run folder already holds is not made again.
+
+    Raises BudgetNotMetError, with the best that is reachable, when the target cannot be met.
+    """
+    profile = _once(job, "device_profile.json", DeviceProfile, lambda: steps.profile(job))
+    refuse_other_device(profile)
+    curves = _once(job, "sensitivity.json", Sensitivity, lambda: steps.sensitivity(job))
+    target_ms = latency_budget_ms(goal.target_latency, dense_ms=profile.dense.median_ms)
+    allocation = _once(
+        job,
+        "allocation.json",
+        Allocation,
+        lambda: allocate_verified(job, profile, curves, goal, target_ms=target_ms),
+    )
+    _once(job, "prune.json", PruneLog, lambda: steps.prune(job, allocation))
+    export = _once(job, "export.json", ExportLog, lambda: steps.export(job, allocation))
+    _once(job, "manifest.json", Manifest, lambda: steps.build(job))
+    check = _once(
+        job,
+        "check.json",
+        Check,
+        lambda: steps.check(job, allocation, seconds=goal.check_seconds),
+    )
+    curve = _once(job, "curve.json", Curve, lambda: budget_curve(job, profile, curves, goal))
+    return finish(job, profile, allocation, export, check, curve, target_ms=target_ms)
+
+
+def _once(job: Job, name: str, kind: type[RecordT], make: Callable[[], RecordT]) -> RecordT:
+    path = job.path(name)
+    return files.load(kind, path) if path.exists() else make()
+
+
+def refuse_other_device(profile: DeviceProfile) -> None:
+    """Raise MismatchError, naming the difference, when the profile is of another machine."""
+    from lpvit_profilers.device import DeviceIdentity, differences, fingerprint, identify
+
+    here = identify()
+    if fingerprint(here) == profile.fingerprint:
+        return
+    try:
+        there = msgspec.convert(profile.device, DeviceIdentity)
+    except msgspec.ValidationError as error:
+        raise FileFormatError(f"device_profile.json: device: {error}") from error
+    named = "; ".join(differences(there, here)) or "its fingerprint differs"
+    raise MismatchError(
+        f"the device profile was taken under other conditions: {named}. Profile this machine anew"
+    )
+
+
+def allocate_verified(
+    job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal, *, target_ms: float
+) -> Allocation:
+    """Allocate, build the allocation with unrepaired weights, time it, and correct the budget.
+
+    Latency does not depend on the values of the weights, so the whole network can be timed before
+    the costly repair. When it misses the target although it was predicted to meet it, the budget
+    is tightened by what it missed, at most twice. Writes allocation.json.
+    """
+    share = target_ms / profile.dense.median_ms
+    budget_ms, best = target_ms, float("inf")
+    for attempt in range(3):
+        try:
+            allocation = allocate(
+                profile,
+                curves,
+                budget_ms=budget_ms,
+                allocator=goal.allocator,
+                criterion=goal.criterion,
+            )
+        except BudgetNotMetError as error:
+            if attempt == 0:
+                raise
+            raise _not_reached(best, goal) from error
+        measured = measure_share(job, allocation)
+        best = min(best, measured)
+        if measured <= share:
+            break
+        budget_ms *= 0.99 * share / measured
+    else:
+        if best > share * (1.0 + result.TARGET_TOLERANCE):
+            raise _not_reached(best, goal)
+    files.save(allocation, job.path("allocation.json"))
+    return allocation
+
+
+def _not_reached(best: float, goal: Goal) -> BudgetNotMetError:
+    return BudgetNotMetError(
+        f"no allocation reaches {goal.target_latency} when its engine is timed: {best:.2f}x of "
+        "the dense latency is the best that was measured; raise --target-latency"
+    )
+
+
+def measure_share(job: Job, allocation: Allocation) -> float:
+    """Latency of the allocation's engine, with magnitude masks, as a share of the dense one."""
+    from lpvit_edge.profile import profile_networks
+    from lpvit_edge.trial import masked_by_magnitude
+
+    path = job.path("trial.onnx")
+    forms = steps.forms(allocation)
+    masked = masked_by_magnitude(job.model.module, forms)
+    steps.export_model(job, masked, {name: form.pattern for name, form in forms.items()}, path)
+    measured = profile_networks(
+        job.path("dense.onnx"), path, engine=job.engine, threads=job.threads, seconds=3.0
+    )
+    path.unlink()
+    return measured["emptied"].median_ms / measured["dense"].median_ms
+
+
+def budget_curve(job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal) -> Curve:
+    """Accuracy of several budgets, by torch on some held-out images. Writes curve.json."""
+    targets = CURVE_TARGETS if goal.curve else ()
+    points = [
+        point
+        for share in track(targets, what="curve: budgets", total=len(targets))
+        if (point := _curve_point(job, profile, curves, goal, share)) is not None
+    ]
+    record = Curve(points=tuple(points))
+    files.save(record, job.path("curve.json"))
+    return record
+
+
+def _curve_point(
+    job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal, share: float
+) -> result.CurvePoint | None:
+    from lpvit_edge.prune import prune
+    from lpvit_edge.trial import torch_accuracy
+
+    try:
+        allocation = allocate(
+            profile,
+            curves,
+            budget_ms=share * profile.dense.median_ms,
+            allocator=goal.allocator,
+            criterion=goal.criterion,
+        )
+    except BudgetNotMetError:
+        return None  # this device cannot go so far; the curve ends earlier
+    images, _ = steps.calibration_batch(job)
+    model = job.model.module
+    for _, pruned in prune(model, job.walk, steps.forms(allocation), images):
+        model = pruned
+    accuracy, count = torch_accuracy(model, job.heldout, job.model.preprocess, limit=CURVE_IMAGES)
+    return result.CurvePoint(
+        target=share,
+        predicted_latency_ms=allocation.predicted_latency_ms,
+        accuracy=accuracy,
+        images=count,
+    )
+
+
+def finish(
+    job: Job,
+    profile: DeviceProfile,
+    allocation: Allocation,
+    export: ExportLog,
+    check: Check,
+    curve: Curve,
+    *,
+    target_ms: float,
+) -> dict[str, Any]:
+    """Write optimize.json and report.html and return the document."""
+    from lpvit_edge.report import write_report
+
+    document = result.document(
+        profile,
+        allocation,
+        export,
+        check,
+        target_ms=target_ms,
+        curve=curve.points,
+        report=str(job.path("report.html")),
+    )
+    write_report(document, job.path("report.html"))
+    content = msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+    write_atomic(job.path("optimize.json"), content)
+    return document
