@@ -158,19 +158,19 @@ def _cost(form: _Form, samples_ms: list[float], *, stable: bool) -> GemmCost:
 
 
 def profile_networks(
-    dense: Path, emptied: Path, *, engine: str, threads: int, seconds: float
+    dense: Path, other: Path, *, engine: str, threads: int, seconds: float
 ) -> "dict[str, LatencyMeasurement]":
-    """Latency of the "dense" network and of the one whose prunable layers are "emptied"."""
+    """Latency of two networks in alternation: "dense" and "other"."""
     from lpvit_engines import load_engine
     from lpvit_profilers.latency import measure_alternating
 
     with (
         load_engine(engine, dense, threads=threads) as full,
-        load_engine(engine, emptied, threads=threads) as empty,
+        load_engine(engine, other, threads=threads) as second,
     ):
         x = _random_input(full)
         return measure_alternating(
-            {"dense": lambda: full.infer(x), "emptied": lambda: empty.infer(x)},
+            {"dense": lambda: full.infer(x), "other": lambda: second.infer(x)},
             min_time_s=seconds,
         )
 

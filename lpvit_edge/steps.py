@@ -75,7 +75,7 @@ def profile(job: Job, *, seconds_each: float = 0.2) -> DeviceProfile:
     job.path("emptied.onnx").unlink()
     dense = measured["dense"]
     names = {name: str(pattern) for name, pattern in emptied_as.items()}
-    rest = profiling.rest_ms(measured["emptied"].median_ms, job.walk.layers, gemms, names)
+    rest = profiling.rest_ms(measured["other"].median_ms, job.walk.layers, gemms, names)
     identity = identify()
     with load_engine(job.engine, job.path("dense.onnx"), threads=job.threads) as engine:
         energy = energy_of(engine)

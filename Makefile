@@ -1,0 +1,38 @@
+# make demo: the main job on the example's trained model, leaves runs/demo/report.html
+# make test: lint, types and tests
+# Both set up .venv by themselves. PYTHON chooses the interpreter (3.10 to 3.13).
+
+PYTHON ?= python3
+BIN := .venv/bin
+DATA := data/factory_line
+SOURCES := $(wildcard hatch_build.py engines/native/*)
+
+.PHONY: demo test lint check setup clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "lpvit-edge needs Python 3.10 or newer, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,prune,dev]'
+	touch $@
+
+$(DATA)/.ready: examples/factory_line/generate.py | setup
+	$(BIN)/python examples/factory_line/generate.py --out $(DATA) --calibration 512 --heldout 2000
+	touch $@
+
+demo: setup $(DATA)/.ready
+	$(BIN)/lpvit optimize examples/factory_line/model.toml --target-latency 0.5x --out runs/demo --overwrite
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs data

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lpvit_edge.errors import DataError
+from lpvit_edge.images import (
+    Preprocess,
+    content_sha256,
+    overlap,
+    read_all,
+    read_image,
+    scan_folder,
+    take,
+)
+from tests.conftest import LABELS, write_images
+
+Image = pytest.importorskip("PIL.Image")
+SMALL = Preprocess(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def test_class_folders_become_targets_in_the_order_of_the_labels(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", seed=0, per_class=2)
+    images = scan_folder(tmp_path / "a", labels=("ok", "dark", "bright"))
+    assert [path.parent.name for path in images.paths] == ["bright"] * 2 + ["dark"] * 2 + ["ok"] * 2
+    assert images.targets == (2, 2, 1, 1, 0, 0)
+
+
+def test_an_empty_folder_says_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "ok").mkdir()
+    with pytest.raises(DataError, match=r"no image in it .*<folder>/<class>/<image>"):
+        scan_folder(tmp_path, labels=LABELS)
+    with pytest.raises(DataError, match="no such folder"):
+        scan_folder(tmp_path / "nowhere", labels=LABELS)
+
+
+def test_class_folders_that_the_model_does_not_know_are_named(tmp_path: Path) -> None:
+    write_images(tmp_path, seed=0, per_class=1)
+    with pytest.raises(DataError, match=r"\['bright'\] are none of the model's 2 classes"):
+        scan_folder(tmp_path, labels=("dark", "ok"))
+
+
+def test_a_corrupt_image_is_skipped_and_named(tmp_path: Path) -> None:
+    write_images(tmp_path, seed=0, per_class=2)
+    good = (tmp_path / "ok/000.png").read_bytes()
+    (tmp_path / "ok/cut.png").write_bytes(good[:200])
+    (tmp_path / "ok/text.jpg").write_text("not an image")
+    batch = read_all(scan_folder(tmp_path, labels=LABELS), SMALL)
+    assert batch.images.shape == (6, 3, 32, 32)
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(batch.skipped) == 2
+    assert "cut.png: not a readable image" in batch.skipped[0]
+    assert "text.jpg: not a readable image" in batch.skipped[1]
+
+
+def test_a_folder_of_corrupt_images_only_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no")
+    with pytest.raises(DataError, match="none of 1 files is a readable image"):
+        read_all(scan_folder(tmp_path, labels=None), SMALL)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (57, 41), (31, 90), (320, 200)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.9])
+def test_preprocessing_is_timms_to_within_one_grey_level(
+    tmp_path: Path, size: tuple[int, int], interpolation: str, crop_fraction: float
+) -> None:
+    timm_data = pytest.importorskip("timm.data")
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    ours = read_image(
+        tmp_path / "a.png",
+        Preprocess(
+            image_size=32,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,  # type: ignore[arg-type]
+            crop_fraction=crop_fraction,
+        ),
+    )
+    transform = timm_data.create_transform(
+        (3, 32, 32), interpolation=interpolation, crop_pct=crop_fraction, mean=mean, std=std
+    )
+    theirs = transform(Image.open(tmp_path / "a.png")).numpy()
+    grey = np.abs(ours - theirs) * np.array(std)[:, None, None] * 255
+    assert grey.max() <= 1.0
+
+
+def test_a_subset_keeps_every_class(tmp_path: Path) -> None:
+    write_images(tmp_path, seed=0, per_class=10)
+    images = take(scan_folder(tmp_path, labels=LABELS), 6)
+    assert images.targets == (0, 0, 1, 1, 2, 2)
+
+
+def test_images_in_both_sets_are_found_by_content(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", seed=0, per_class=2)
+    write_images(tmp_path / "b", seed=1, per_class=2)
+    a, b = (scan_folder(tmp_path / name, labels=LABELS) for name in "ab")
+    assert overlap(a, b) == ()
+    (tmp_path / "b/ok/copy.png").write_bytes((tmp_path / "a/dark/001.png").read_bytes())
+    b = scan_folder(tmp_path / "b", labels=LABELS)
+    assert [path.name for path in overlap(b, a)] == ["copy.png"]
+
+
+def test_the_digest_of_a_set_depends_on_content_alone(tmp_path: Path) -> None:
+    for name in "ab":
+        write_images(tmp_path / name, seed=0, per_class=2)
+    a, b = (content_sha256(scan_folder(tmp_path / name, labels=LABELS)) for name in "ab")
+    assert a == b
+    (tmp_path / "b/ok/000.png").unlink()
+    assert content_sha256(scan_folder(tmp_path / "b", labels=LABELS)) != a
