@@ -173,15 +173,14 @@ def _refuse_poor_calibration(layers: tuple[LayerShape, ...], images: Tensor) -> 
             f"all {len(images)} calibration images are alike; take images as they come from the "
             "line, of every class"
         )
-    for layer in layers:
-        tokens = layer.tokens * len(images)
-        if tokens < layer.in_features:
-            needed = -(-layer.in_features // layer.tokens)
-            raise PruningError(
-                f"{layer.name}: {len(images)} calibration images give {tokens} tokens, fewer than "
-                f"its {layer.in_features} inputs; use at least {needed} images, better "
-                f"{8 * needed}"
-            )
+    neediest = max(layers, key=lambda layer: layer.in_features / layer.tokens)
+    tokens = neediest.tokens * len(images)
+    if tokens < neediest.in_features:
+        needed = -(-neediest.in_features // neediest.tokens)
+        raise PruningError(
+            f"{neediest.name}: {len(images)} calibration images give {tokens} tokens, fewer than "
+            f"its {neediest.in_features} inputs; use at least {needed} images, better {8 * needed}"
+        )
 
 
 def _refuse_misfits(layers: tuple[LayerShape, ...], forms: Mapping[str, Form]) -> None:

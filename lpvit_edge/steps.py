@@ -168,8 +168,9 @@ def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = Non
     steps = prune(job.model.module, job.walk, forms(allocation), images, settings=settings)
     log: list[PrunedLayer] = []
     model = job.model.module
-    for layer, model in track(steps, what="prune: layers", total=len(job.walk.layers)):  # noqa: B007
+    for layer, so_far in track(steps, what="prune: layers", total=len(job.walk.layers)):
         log.append(layer)
+        model = so_far
     weights = job.path("model.safetensors")
     save_file = require("safetensors.torch").save_file
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
