@@ -1,0 +1,145 @@
+"""The engine for processors: OpenVINO runs the network, the native kernel its sparse nodes.
+
+A `lpvit::BlockSparseLinear` node of the portable ONNX file becomes an operator that hands pointers
+to the kernel; the kernel's tasks run on OpenVINO's own TBB workers. Dense files are accepted too
+and run under the same settings, so that the two can be compared.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import EngineError, EnvironmentUnfitError
+from lpvit_engines.inputs import check_input
+from lpvit_engines.native import tbb_threads
+from lpvit_engines.openvino_node import SparseNodes
+
+_LOG = logging.getLogger(__name__)
+
+
+class OpenVinoEngine:
+    """An ONNX model with one input and one output, compiled by OpenVINO for this processor."""
+
+    name = "openvino"
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        if not path.is_file():
+            raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
+        self.path = path
+        openvino = require("openvino")
+        self._nodes = SparseNodes(thread_table=_thread_table())
+        with _vendor_errors(f"cannot compile {path}", self._nodes):
+            core = openvino.Core()
+            core.add_extension(self._nodes.extension())
+            model = _read_model(core, path)
+            self._layers = self._nodes.layers(model)
+            self._compiled: Any = core.compile_model(model, "CPU", settings(threads))
+            self._request: Any = self._compiled.create_infer_request()
+        self.input_shape = _shape(self._compiled.inputs[0].partial_shape)
+        self._is_open = True
+
+    def infer(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The model's output for x, float32 of input_shape; see base.Engine.infer."""
+        check_input(x, self.input_shape, is_open=self._is_open)
+        with _vendor_errors(f"cannot run {self.path}", self._nodes):
+            # OpenVINO reads x in place; the output is copied, since the next call overwrites it.
+            self._request.infer({0: np.ascontiguousarray(x)}, share_inputs=True)
+            return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+
+    def kernels(self) -> dict[str, str]:
+        """Kernel by node of the compiled graph, as OpenVINO reports it; sparse nodes by their
+        name in the ONNX file, with the instruction set and the block."""
+        if not self._is_open:
+            raise EngineError("this engine is closed; load it again to ask for its kernels")
+        sparse = {
+            name: f"lpvit_{layer.isa} block {layer.pattern}" for name, layer in self._layers.items()
+        }
+        return {**dict(_graph_kernels(self._compiled)), **sparse}
+
+    def close(self) -> None:
+        """Free the compiled model and the packed weights."""
+        self._is_open = False
+        self._request = self._compiled = None
+        self._nodes.close()
+
+    def __enter__(self) -> "OpenVinoEngine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _read_model(core: Any, path: Path) -> Any:
+    """The model in `path`, refused unless it has one input and one output."""
+    model = core.read_model(path)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise EngineError(
+            f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; this engine "
+            "takes models with one of each"
+        )
+    return model
+
+
+def settings(threads: int | None) -> dict[str, Any]:
+    """What dense and sparse models are both compiled with: one request at a time, float32."""
+    chosen: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": 1,
+    }
+    if threads is not None:
+        chosen["INFERENCE_NUM_THREADS"] = threads
+    return chosen
+
+
+def _thread_table() -> int | None:
+    """TBB's, or None with a warning: the sparse nodes then run on one thread, correctly."""
+    try:
+        return tbb_threads()
+    except EnvironmentUnfitError as error:
+        _LOG.warning("sparse layers run on one thread only: %s", error)
+        return None
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    return tuple(size.get_length() if size.is_static else -1 for size in shape)
+
+
+def _graph_kernels(compiled: Any) -> Iterator[tuple[str, str]]:
+    """(node, primitive) of OpenVINO's graph: no constants, no ends, and none of our operators."""
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: _text(value) for key, value in node.get_rt_info().items()}
+        layer_type = info.get("layerType", "Output")
+        # "Reference" is how OpenVINO calls an operator that it hands to somebody else.
+        if layer_type not in ("Const", "Input", "Output", "Reference"):
+            yield node.get_friendly_name(), f"{layer_type} {info['primitiveType']}"
+
+
+def _text(value: Any) -> str:
+    return str(value.astype(str)) if hasattr(value, "astype") else str(value)
+
+
+@contextmanager
+def _vendor_errors(what: str, nodes: SparseNodes) -> Iterator[None]:
+    """OpenVINO raises RuntimeError for everything, also for what our own conversion refused."""
+    try:
+        yield
+    except RuntimeError as error:
+        if nodes.refusal is not None:
+            raise EngineError(f"{what}: a sparse node is unfit: {nodes.refusal}") from error
+        raise EngineError(
+            f"{what}: OpenVINO refused with: {error}. Check the file with onnx.checker, and that "
+            "OpenVINO is 2024.6 or newer (pip install -U openvino)"
+        ) from error

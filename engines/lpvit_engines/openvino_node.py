@@ -1,0 +1,145 @@
+"""`lpvit::BlockSparseLinear` for OpenVINO: from the ONNX node to an operator that runs the kernel.
+
+The weights leave OpenVINO's graph here: they are packed once into the kernel's layout and the
+operator keeps only X as its input, so nothing stays in memory twice.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import EngineError
+from lpvit_engines.block_sparse import BlockSparseMatrix
+from lpvit_engines.native import PackedLayer
+
+NODE = "BlockSparseLinear"
+DOMAIN = "lpvit"
+
+
+class SparseNodes:
+    """The sparse nodes of one model while it is read: its extension, its layers, its error.
+
+    OpenVINO turns any exception of a conversion into text of its own, so the first EngineError is
+    kept in `refusal`, for the caller to raise.
+    """
+
+    def __init__(self, *, thread_table: int | None) -> None:
+        self.thread_table = thread_table
+        self.packed: list[PackedLayer] = []
+        self.refusal: EngineError | None = None
+
+    def extension(self) -> Any:
+        """What openvino.Core.add_extension takes."""
+        frontend = require("openvino.frontend.onnx")
+        return frontend.ConversionExtension(NODE, DOMAIN, self._convert)
+
+    def layers(self, model: Any) -> dict[str, PackedLayer]:
+        """The model's packed layers by the names of their nodes (of its output, for the last)."""
+        operators = (op for op in model.get_ordered_ops() if op.get_type_name() == NODE)
+        return {op.get_friendly_name(): op.layer for op in operators}
+
+    def close(self) -> None:
+        for layer in self.packed:
+            layer.close()
+
+    def _convert(self, node: Any) -> Any:
+        try:
+            layer = _read_layer(node, thread_table=self.thread_table)
+        except EngineError as error:
+            self.refusal = self.refusal or error
+            raise
+        self.packed.append(layer)
+        return _operator_class(layer)([node.get_input(0)]).outputs()
+
+
+def _read_layer(node: Any, *, thread_table: int | None) -> PackedLayer:
+    """Validate and pack the node's initializers."""
+    block = (int(node.get_attribute("block_rows")), int(node.get_attribute("block_cols")))
+    row_ptr = _initializer(node, 2, "row_ptr")
+    values = _initializer(node, 1, "values")
+    col_idx = _initializer(node, 3, "col_idx")
+    if values.ndim == col_idx.ndim == 0 and not row_ptr.any():
+        # OpenVINO's reader makes a scalar of an initializer without elements.
+        values, col_idx = np.empty((0, *block), np.float32), np.empty(0, np.int32)
+    if values.shape[1:] != block:
+        raise EngineError(
+            f"values has shape {values.shape}, but the node declares blocks of "
+            f"{block[0]}x{block[1]}. Export the model again"
+        )
+    matrix = BlockSparseMatrix(
+        values=values,
+        row_ptr=row_ptr,
+        col_idx=col_idx,
+        in_features=_in_features(node),
+        out_features=int(node.get_attribute("out_features")),
+    )
+    return PackedLayer(
+        matrix,
+        bias=_initializer(node, 4, "bias") if node.get_input_size() > 4 else None,
+        activation=node.get_attribute("activation"),
+        threads=thread_table,
+    )
+
+
+def _in_features(node: Any) -> int:
+    shape = node.get_input(0).get_partial_shape()
+    if shape.rank.is_dynamic or shape.rank.get_length() < 1 or shape[-1].is_dynamic:
+        raise EngineError(f"the last dimension of its input {shape} is not fixed; export it fixed")
+    return int(shape[-1].get_length())
+
+
+def _initializer(node: Any, index: int, name: str) -> NDArray[Any]:
+    source = node.get_input(index).get_node()
+    if source.get_type_name() != "Constant":
+        raise EngineError(
+            f"{name} comes from a {source.get_type_name()}; it must be an initializer"
+        )
+    return np.asarray(source.data)
+
+
+def _operator_class(packed: PackedLayer) -> Any:
+    """An operator class for one layer.
+
+    One class a layer, since OpenVINO clones operators by their class and asks for the output shape
+    while the constructor still runs: what they need must hang on the class.
+    """
+    openvino = require("openvino")
+    run, in_features, out_features = packed.run, packed.in_features, packed.out_features
+
+    class BlockSparseLinear(openvino.Op):  # type: ignore[misc, name-defined]
+        layer = packed
+
+        def __init__(self, inputs: Any = None) -> None:
+            super().__init__(self, *([] if inputs is None else [inputs]))
+            if inputs is not None:
+                self.constructor_validate_and_infer_types()
+
+        def validate_and_infer_types(self) -> None:
+            shape = list(self.get_input_partial_shape(0))
+            shape[-1] = openvino.Dimension(out_features)
+            self.set_output_type(0, openvino.Type.f32, openvino.PartialShape(shape))
+
+        def clone_with_new_inputs(self, inputs: Any) -> Any:
+            return type(self)(inputs)
+
+        def has_evaluate(self) -> bool:
+            return True
+
+        def visit_attributes(self, visitor: Any) -> bool:
+            return True
+
+        def evaluate(self, outputs: Any, inputs: Any) -> bool:
+            # Every microsecond here is paid once per node. Setting the output's shape costs 20 us,
+            # all the rest 10 us, so it is set only where OpenVINO could not know it beforehand.
+            x = inputs[0].data
+            y = outputs[0].data
+            tokens = x.size // in_features
+            if y.size != tokens * out_features:
+                outputs[0].shape = [*x.shape[:-1], out_features]
+                y = outputs[0].data
+            run(x.ctypes.data, tokens, y.ctypes.data)
+            return True
+
+    return BlockSparseLinear

@@ -1,0 +1,41 @@
+// The C interface that ctypes calls. Whoever calls it has validated its arguments
+// (lpvit_engines/block_sparse.py does); nothing here reads past what the sizes promise.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+#pragma GCC visibility push(default)
+
+// Runs task(context, i) for every i in [0, tasks), on `concurrency()` threads at most.
+struct LpvitThreads {
+    int (*concurrency)();
+    void (*run)(int tasks, void (*task)(void* context, int index), void* context);
+};
+
+struct LpvitMatrix {
+    const float* values;     // (blocks, block_rows, block_cols)
+    const int32_t* row_ptr;  // (out_features / block_rows + 1)
+    const int32_t* col_idx;  // (blocks), in block columns
+    const float* bias;       // (out_features), or null
+    int32_t in_features;
+    int32_t out_features;
+    int32_t block_rows;
+    int32_t block_cols;
+    int32_t activation;
+};
+
+struct LpvitLayer;
+
+// 1 where this machine can run the instruction set, 0 where it cannot or none has that name.
+int32_t lpvit_supports(const char* isa);
+// Packs a copy of the matrix for one instruction set; null where memory or the set is missing.
+LpvitLayer* lpvit_create(const LpvitMatrix* matrix, const char* isa);
+void lpvit_destroy(LpvitLayer* layer);
+// Bytes that a layer keeps.
+int64_t lpvit_bytes(const LpvitLayer* layer);
+// y (tokens, out_features) = act(x (tokens, in_features) W^T + bias); null threads: the caller's.
+void lpvit_run(const LpvitLayer* layer, const LpvitThreads* threads, const float* x,
+               int64_t tokens, float* y);
+#pragma GCC visibility pop
+}

@@ -1,0 +1,162 @@
+"""Compile the native CPU kernel into plain shared libraries beside lpvit_engines' modules.
+
+Hatchling calls this for every wheel, also an editable one and one made through an sdist. In a bare
+checkout `python hatch_build.py` does the same in place. CXX chooses the compiler, CXXFLAGS adds to
+its flags.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NATIVE = "engines/native"
+KERNEL_LIBRARY = "engines/lpvit_engines/_block_sparse.so"
+THREADS_LIBRARY = "engines/lpvit_engines/_tbb_threads.so"
+
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra"]
+# Name, floats in a register, registers across the widest strip, flags of its own. Everything else
+# is compiled for the plain baseline, so the library loads on every machine of the architecture.
+INSTRUCTION_SETS = {
+    "x86_64": [
+        ("portable", 4, 2, []),
+        ("avx2", 8, 2, ["-mavx2", "-mfma"]),
+        ("avx512", 16, 4, ["-mavx512f"]),
+    ],
+    "aarch64": [("portable", 4, 2, []), ("neon", 4, 4, [])],
+    "": [("portable", 4, 2, [])],
+}
+
+
+class NativeKernel(BuildHookInterface):  # type: ignore[misc]
+    """The hook that hatchling finds by this file's name; pyproject.toml asks for it in wheels."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        build_native(Path(self.root))
+        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{tag}"  # ctypes loads the libraries: any Python 3 will do
+        build_data["artifacts"] += [KERNEL_LIBRARY, THREADS_LIBRARY]
+
+
+def build_native(
+    root: Path,
+    *,
+    output: Path | None = None,
+    flags: tuple[str, ...] = (),
+    machine: str = platform.machine(),
+) -> list[Path]:
+    """Compile both libraries into `output` (by default beside the package); return their paths."""
+    compiler = find_compiler()
+    kernel, threads = (
+        (output / Path(name).name if output else root / name)
+        for name in (KERNEL_LIBRARY, THREADS_LIBRARY)
+    )
+    flags = (*COMMON, *shlex.split(os.environ.get("CXXFLAGS", "")), *flags)
+    with tempfile.TemporaryDirectory() as scratch:
+        build_kernel(compiler, flags, root / NATIVE, kernel, Path(scratch), machine)
+        build_threads(compiler, flags, root / NATIVE, threads, Path(scratch))
+    return [kernel, threads]
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler as a command line: CXX, or the first of the usual names."""
+    if "CXX" in os.environ:
+        return shlex.split(os.environ["CXX"])
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if found is None:
+        raise RuntimeError(
+            "building lpvit-edge needs a C++17 compiler, and none of c++, g++, clang++ is on the "
+            "PATH. Install one (Debian and Ubuntu: apt install g++), or name yours in CXX"
+        )
+    return [found]
+
+
+def build_kernel(
+    compiler: list[str],
+    flags: tuple[str, ...],
+    native: Path,
+    target: Path,
+    scratch: Path,
+    machine: str,
+) -> None:
+    """One object per instruction set, each with its own flags, and the dispatcher."""
+    objects = [str(scratch / "layer.o")]
+    compile_object(compiler, flags, native / "layer.cpp", scratch / "layer.o")
+    sets = INSTRUCTION_SETS.get({"AMD64": "x86_64"}.get(machine, machine), INSTRUCTION_SETS[""])
+    for name, lanes, widest, own_flags in sets:
+        macros = (f"-DLPVIT_ISA={name}", f"-DLPVIT_LANES={lanes}", f"-DLPVIT_WIDEST={widest}")
+        target_object = scratch / f"{name}.o"
+        compile_object(
+            compiler, (*flags, *own_flags, *macros), native / "kernel.cpp", target_object
+        )
+        objects.append(str(target_object))
+    command([*compiler, *flags, "-shared", *objects, "-o", str(target)])
+
+
+def build_threads(
+    compiler: list[str], flags: tuple[str, ...], native: Path, target: Path, scratch: Path
+) -> None:
+    """Link against an empty library that only bears TBB's soname.
+
+    At run time that name finds the libtbb.so.12 which OpenVINO has loaded already, wherever it is.
+    """
+    stub = scratch / "libtbb.so.12"
+    empty = scratch / "empty.cpp"
+    empty.write_text("")
+    command([*compiler, "-shared", str(empty), "-Wl,-soname,libtbb.so.12", "-o", str(stub)])
+    include = f"-isystem{tbb_headers()}"
+    source = str(native / "tbb_threads.cpp")
+    link = ["-Wl,--no-as-needed", str(stub), "-o", str(target)]
+    command([*compiler, *flags, include, "-shared", source, *link])
+
+
+def compile_object(compiler: list[str], flags: tuple[str, ...], source: Path, target: Path) -> None:
+    command([*compiler, *flags, "-fvisibility=hidden", "-c", str(source), "-o", str(target)])
+
+
+def tbb_headers() -> Path:
+    """The folder above tbb/parallel_for.h, from the build requirements or from an OpenVINO wheel.
+
+    tbb-devel has no aarch64 wheels; OpenVINO's own wheels carry the headers of their TBB.
+    """
+    for folder in header_folders():
+        if (folder / "tbb" / "parallel_for.h").is_file():
+            return folder
+    raise RuntimeError(
+        "building lpvit-edge needs oneTBB's headers (tbb/parallel_for.h), and neither tbb-devel "
+        "nor openvino is installed beside this Python. Install one: pip install 'tbb-devel<2022'"
+    )
+
+
+def header_folders() -> Iterator[Path]:
+    for name in ("tbb-devel", "openvino"):
+        try:
+            files = distribution(name).files or []
+        except PackageNotFoundError:
+            continue
+        for file in files:
+            if file.name == "parallel_for.h" and file.parent.name == "tbb":
+                yield Path(str(file.locate())).resolve().parent.parent
+
+
+def command(words: list[str]) -> None:
+    """Run one compiler command; its output is the error's text where it fails."""
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"the compiler failed: {shlex.join(words)}\n{done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    for library in build_native(Path(__file__).resolve().parent):
+        sys.stdout.write(f"{library}\n")
