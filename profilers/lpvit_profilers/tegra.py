@@ -42,6 +42,15 @@ def soc(root: Path = Path("/")) -> str | None:
     return found[1] if found else None
 
 
+def nvml_is_mute(root: Path = Path("/")) -> bool:
+    """Whether NVML tells nothing but the name here: every Tegra up to Orin.
+
+    There it initialises and then answers NotSupported, or zeros, to every telemetry call.
+    """
+    chip = soc(root)
+    return chip is not None and int(chip.removeprefix("tegra")) < 264
+
+
 def l4t_version(root: Path = Path("/")) -> str | None:
     """Jetson Linux release, such as "36.4.3"."""
     text = read_text(root / "etc/nv_tegra_release") or ""

@@ -1,0 +1,99 @@
+"""Which power sources this machine has, each with the reason where it has not."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from lpvit_edge.errors import EnvironmentUnfitError, MissingDependencyError
+from lpvit_profilers import tegra
+from lpvit_profilers.base import PowerSample, PowerSource, SourceInfo, opened
+from lpvit_profilers.estimate import EstimatedSource
+from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
+from lpvit_profilers.nvml import NvmlSource
+from lpvit_profilers.rapl import RaplSource
+from lpvit_profilers.tegrastats_process import TegrastatsSource
+
+
+class Detected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One source that was tried. `reason` says why it is not usable, or what it covers."""
+
+    name: str
+    usable: bool
+    reason: str
+    info: SourceInfo | None = None
+    first_sample: PowerSample | None = None
+
+
+class _Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    make: Callable[[], PowerSource]
+    refusal: str | None = None  # why it is not even tried here
+
+
+def detect(root: Path = Path("/"), *, tdp_w: float | None = None) -> tuple[Detected, ...]:
+    """Try every source once, best first. The first usable one is the default.
+
+    The estimate is tried only with a stated `tdp_w`, and never counts as a default.
+    """
+    return tuple(_try(candidate) for candidate in _candidates(root, tdp_w))
+
+
+def default_source(root: Path = Path("/")) -> PowerSource | None:
+    """The best source that measures here, not open yet; None where there is none."""
+    for candidate in _candidates(root, None):
+        if _try(candidate).usable:
+            return candidate.make()
+    return None
+
+
+def why_none(found: Sequence[Detected]) -> str:
+    """One sentence for a report: why there is no power on this machine."""
+    return "; ".join(f"{d.name}: {d.reason}" for d in found if not d.usable)
+
+
+def _candidates(root: Path, tdp_w: float | None) -> tuple[_Candidate, ...]:
+    is_tegra = tegra.is_tegra(root)
+    no_jetson = None if is_tegra else "this is not a Jetson"
+    mute = (
+        f"on {tegra.soc(root)} NVML tells nothing but the GPU's name"
+        if tegra.nvml_is_mute(root)
+        else None
+    )
+    no_estimate = (
+        "off; it is a model and not a measurement, state --tdp-w to see it"
+        if tdp_w is None
+        else None
+    )
+    return (
+        _Candidate(name="jetson-sysfs", make=lambda: JetsonSysfsSource(root)),
+        _Candidate(name="tegrastats", make=TegrastatsSource, refusal=no_jetson),
+        _Candidate(name="nvml", make=NvmlSource, refusal=mute),
+        _Candidate(name="rapl", make=lambda: RaplSource(root)),
+        _Candidate(
+            name="estimate", make=lambda: EstimatedSource(tdp_w=tdp_w or 0.0), refusal=no_estimate
+        ),
+    )
+
+
+def _try(candidate: _Candidate) -> Detected:
+    if candidate.refusal is not None:
+        return Detected(name=candidate.name, usable=False, reason=candidate.refusal)
+    try:
+        with opened(candidate.make()) as source:
+            source.sample()  # a source made from a counter has no power before the second
+            sample = source.sample()
+            return _verdict(candidate.name, source.info, sample)
+    except (EnvironmentUnfitError, MissingDependencyError) as error:
+        return Detected(name=candidate.name, usable=False, reason=str(error))
+
+
+def _verdict(name: str, info: SourceInfo, sample: PowerSample) -> Detected:
+    if sample.total_mw is None:
+        reason = f"it opens but gives no total: {sample.reason}"
+    elif sample.quality == "suspect":
+        reason = f"its readings contradict each other: {sample.reason}"
+    else:
+        reason = f"{info.total_rule}, {info.scope}, {info.quality}"
+    usable = sample.total_mw is not None and sample.quality != "suspect"
+    return Detected(name=name, usable=usable, reason=reason, info=info, first_sample=sample)

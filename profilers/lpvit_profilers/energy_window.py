@@ -1,0 +1,136 @@
+"""One window of steady work (or of rest), and the energy that a source saw in it."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from lpvit_profilers.base import SourceInfo
+from lpvit_profilers.integrate import MAX_GAP_S, MeanPower, mean_power
+from lpvit_profilers.sampler import Sampler
+
+Step = Callable[[], object]
+# A counter steps about every 100 ms on a GPU; one that does not move for longer is dead.
+_TICK_LIMIT_S = 0.5
+# A power that is a mean over the last second still remembers what was before the window.
+_TRIM_HEAD, _TRIM_TAIL_S = 1.2, 0.2
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """`energy_mj` is None with a reason where the source could not tell."""
+
+    begin_ns: int
+    end_ns: int
+    calls: int
+    counter_mj: float | None
+    integral_mj: float | None
+    samples: int
+    distinct: int
+    intervals_s: tuple[float, ...]
+    reason: str | None
+
+    @property
+    def duration_s(self) -> float:
+        return (self.end_ns - self.begin_ns) / 1e9
+
+    @property
+    def energy_mj(self) -> float | None:
+        return self.integral_mj if self.counter_mj is None else self.counter_mj
+
+    @property
+    def power_mw(self) -> float | None:
+        return None if self.energy_mj is None else self.energy_mj / self.duration_s
+
+
+class _Edge(msgspec.Struct, frozen=True, kw_only=True):
+    t_ns: int
+    energy_mj: float | None
+    calls: int  # made while waiting for the edge
+
+
+def measure_window(step: Step, sampler: Sampler, info: SourceInfo, *, for_s: float) -> Window:
+    """Repeat `step` for at least `for_s`. The sampler must be running already.
+
+    With a counter the window opens and closes on one of its steps while the work goes on, so
+    that no part of a step is lost. Without one the samples are integrated between the first and
+    the last call.
+    """
+    before = _edge(step, sampler, info)
+    deadline_ns = before.t_ns + int(for_s * 1e9)
+    calls = 0
+    while time.monotonic_ns() < deadline_ns:
+        step()
+        calls += 1
+    after = _edge(step, sampler, info)
+    # Until the sensor has seen the end of the window there is nothing to interpolate to.
+    time.sleep(2 * sampler.poll_s + 2 * info.period_s)
+    return _evaluate(before, after, calls + after.calls, sampler, info)
+
+
+def _edge(step: Step, sampler: Sampler, info: SourceInfo) -> _Edge:
+    if not info.has_counter:
+        return _Edge(t_ns=time.monotonic_ns(), energy_mj=None, calls=0)
+    first = sampler.read()
+    limit_ns = first.t_ns + int(_TICK_LIMIT_S * 1e9)
+    calls = 0
+    while True:
+        step()
+        calls += 1
+        latest = sampler.read()
+        if latest.energy_mj != first.energy_mj and latest.energy_mj is not None:
+            return _Edge(t_ns=latest.t_ns, energy_mj=latest.energy_mj, calls=calls)
+        if latest.t_ns > limit_ns:
+            return _Edge(t_ns=latest.t_ns, energy_mj=None, calls=calls)
+
+
+def _evaluate(
+    before: _Edge, after: _Edge, calls: int, sampler: Sampler, info: SourceInfo
+) -> Window:
+    trace = sampler.trace(since_ns=before.t_ns - int(2e9))
+    inside = (trace.t_ns > before.t_ns) & (trace.t_ns < after.t_ns)
+    counter_mj = (
+        after.energy_mj - before.energy_mj
+        if before.energy_mj is not None and after.energy_mj is not None
+        else None
+    )
+    mean = _mean_power(before.t_ns, after.t_ns, sampler, info)
+    seconds = (after.t_ns - before.t_ns) / 1e9
+    return Window(
+        begin_ns=before.t_ns,
+        end_ns=after.t_ns,
+        calls=calls,
+        counter_mj=counter_mj,
+        integral_mj=None if mean.power_mw is None else mean.power_mw * seconds,
+        samples=int(inside.sum()),
+        distinct=len(np.unique(trace.power_mw[inside])),
+        intervals_s=tuple(float(d) / 1e9 for d in np.diff(trace.t_ns[inside])),
+        reason=_why(counter_mj, mean, sampler, info),
+    )
+
+
+def _mean_power(begin_ns: int, end_ns: int, sampler: Sampler, info: SourceInfo) -> MeanPower:
+    """Mean of the samples, without the part in which an averaging sensor still looks back."""
+    if info.has_counter and info.averaging_s == 0:
+        # The power of such a source is made from the counter itself and checks nothing.
+        return MeanPower(power_mw=None, samples=0)
+    if info.averaging_s >= 0.5:
+        begin_ns += int(_TRIM_HEAD * info.averaging_s * 1e9)
+        end_ns -= int(_TRIM_TAIL_S * 1e9)
+    trace = sampler.trace(since_ns=begin_ns - int(2e9))
+    gap_s = max(MAX_GAP_S, 3 * info.period_s)
+    return mean_power(trace.t_ns, trace.power_mw, begin_ns=begin_ns, end_ns=end_ns, max_gap_s=gap_s)
+
+
+def _why(
+    counter_mj: float | None, mean: MeanPower, sampler: Sampler, info: SourceInfo
+) -> str | None:
+    if counter_mj is not None:
+        return None
+    if mean.power_mw is not None:
+        return (
+            f"the energy counter stood still for {_TICK_LIMIT_S:g} s; power was integrated instead"
+            if info.has_counter
+            else None
+        )
+    return sampler.last_reason or mean.reason or "the energy counter stood still"

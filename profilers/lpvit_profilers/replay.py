@@ -1,0 +1,231 @@
+"""A recording played back as a power source, and the recorder that makes one.
+
+A recording is JSON lines: first {"kind": "power-recording", "format": 1, "info": {...}}, then one
+PowerSample a line. A log that tegrastats wrote (`tegrastats --logfile`) is accepted as well; its
+dates have a resolution of one second, so its times are spread evenly between the first and the
+last date, and without dates the interval has to be given.
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from lpvit_edge.errors import FileFormatError
+from lpvit_profilers.base import Conditions, PowerSample, SourceInfo
+from lpvit_profilers.tegrastats import TegrastatsLine, parse_line
+from lpvit_profilers.totals import THOR_MODULE, total_rule
+
+KIND, FORMAT = "power-recording", 1
+_DATE = re.compile(r"^(\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2})\s", re.ASCII)
+_MAX_BYTES = 1 << 30
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: str
+    format: int
+    info: SourceInfo
+
+
+class Recording(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples in order, and what their source was."""
+
+    info: SourceInfo
+    samples: tuple[PowerSample, ...]
+
+
+def write_recording(path: Path, info: SourceInfo, samples: Iterable[PowerSample]) -> None:
+    """Write samples as JSON lines. Raises OSError."""
+    header = _Header(kind=KIND, format=FORMAT, info=info)
+    lines = (msgspec.json.encode(entry) for entry in (header, *samples))
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def read_recording(path: Path, *, interval_s: float | None = None) -> Recording:
+    """Read a recording or a tegrastats log.
+
+    `interval_s` is the time between lines of a log without dates. Raises FileFormatError.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise FileFormatError(f"{path}: larger than {_MAX_BYTES} bytes; cut it into pieces")
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: not text; it should be JSON lines or a log") from error
+    if text.lstrip().startswith("{"):
+        return _from_json_lines(path, text.splitlines())
+    return _from_log(path, text.splitlines(), interval_s)
+
+
+def _from_json_lines(path: Path, lines: list[str]) -> Recording:
+    try:
+        header = msgspec.json.decode(lines[0], type=_Header)
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{path}: line 1: {error}; record it again") from error
+    if (header.kind, header.format) != (KIND, FORMAT):
+        raise FileFormatError(
+            f"{path}: this is {header.kind!r} format {header.format}, expected {KIND!r} {FORMAT}"
+        )
+    samples: list[PowerSample] = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            sample = msgspec.json.decode(line, type=PowerSample)
+        except msgspec.MsgspecError as error:
+            raise FileFormatError(f"{path}: line {number}: {error}") from error
+        if samples and sample.t_ns < samples[-1].t_ns:
+            raise FileFormatError(f"{path}: line {number} is earlier than the line before it")
+        samples.append(sample)
+    if not samples:
+        raise FileFormatError(f"{path}: holds no sample; record it again")
+    return Recording(info=header.info, samples=tuple(samples))
+
+
+def _from_log(path: Path, lines: list[str], interval_s: float | None) -> Recording:
+    dated = [(line, parse_line(line)) for line in lines if line.strip()]
+    kept = [(line, parsed) for line, parsed in dated if parsed.rails_mw]
+    rule = total_rule(kept[-1][1].rails_mw) if kept else None
+    if rule is None:
+        raise FileFormatError(
+            f"{path}: no power rails with a known total in {len(dated)} lines; record it with "
+            "`tegrastats --interval 100 --logfile FILE`, as root where a user sees no rails"
+        )
+    step_s, note = _interval_s(path, [line for line, _ in kept], interval_s)
+    info = SourceInfo(
+        name="replay",
+        sensor="tegrastats log",
+        scope=rule.scope,
+        quality=rule.quality,
+        total_rule=rule.text,
+        rails=tuple(kept[-1][1].rails_mw),
+        resolution_mw=None,
+        period_s=step_s,
+        averaging_s=0.0011,
+        has_counter=False,
+        gain_class=None,
+        notes=(note,),
+    )
+    samples = tuple(
+        _sample(number, parsed, step_s, rule.total_mw(parsed.rails_mw), info)
+        for number, (_, parsed) in enumerate(kept)
+    )
+    return Recording(info=info, samples=samples)
+
+
+def _sample(
+    number: int, line: TegrastatsLine, step_s: float, total_mw: float | None, info: SourceInfo
+) -> PowerSample:
+    return PowerSample(
+        t_ns=round(number * step_s * 1e9),
+        rails_mw=line.rails_mw,
+        total_mw=total_mw,
+        quality="unavailable" if total_mw is None else "suspect" if line.suspect else info.quality,
+        module_mw=THOR_MODULE.total_mw(line.rails_mw) if "VIN" in line.rails_mw else None,
+        reason=None if total_mw is not None else f"the line lacks {info.total_rule}",
+    )
+
+
+def _interval_s(path: Path, lines: list[str], stated_s: float | None) -> tuple[float, str]:
+    if stated_s is not None:
+        return stated_s, f"one line every {stated_s:g} s, as stated"
+    first, last = (_date(line) for line in (lines[0], lines[-1]))
+    if first is None or last is None or last <= first:
+        raise FileFormatError(
+            f"{path}: the lines carry no dates that advance; state the interval they were "
+            "recorded at"
+        )
+    step_s = (last - first).total_seconds() / (len(lines) - 1)
+    return step_s, f"one line every {step_s:.3f} s, from the first and the last date"
+
+
+def _date(line: str) -> datetime | None:
+    found = _DATE.match(line)
+    try:
+        return datetime.strptime(found[1], "%m-%d-%Y %H:%M:%S") if found else None
+    except ValueError:
+        return None
+
+
+class ReplaySource:
+    """Plays a recording: sample after sample as fast as asked, or in its own time with `paced`.
+
+    A paced one keeps the distances between the recorded times and starts again at the end, one
+    mean distance later, so that it can stand in for a sensor of any length.
+    """
+
+    def __init__(self, recording: Recording, *, paced: bool = False) -> None:
+        self._recording = recording
+        self._paced = paced
+        self._next = 0
+        self._begin_ns = 0
+        self._is_open = False
+
+    @property
+    def info(self) -> SourceInfo:
+        assert self._is_open, "the source is not open"
+        return self._recording.info
+
+    @property
+    def remaining(self) -> int:
+        """Samples that have not been played, of a source that is not paced."""
+        return len(self._recording.samples) - self._next
+
+    def open(self) -> None:
+        self._next, self._begin_ns, self._is_open = 0, time.monotonic_ns(), True
+
+    def sample(self) -> PowerSample:
+        """The next sample with its recorded time, or the present one with the present time."""
+        assert self._is_open, "the source is not open"
+        if self._paced:
+            return self._present()
+        samples = self._recording.samples
+        if self._next == len(samples):
+            return PowerSample(
+                t_ns=samples[-1].t_ns,
+                rails_mw={},
+                total_mw=None,
+                quality="unavailable",
+                reason="the recording is at its end",
+            )
+        self._next += 1
+        return samples[self._next - 1]
+
+    def _present(self) -> PowerSample:
+        samples = self._recording.samples
+        first_ns, last_ns = samples[0].t_ns, samples[-1].t_ns
+        mean_ns = (last_ns - first_ns) // max(1, len(samples) - 1)
+        length_ns = max(1, last_ns - first_ns + mean_ns)
+        rounds, at_ns = divmod(time.monotonic_ns() - self._begin_ns, length_ns)
+        index = _last_at_or_before(samples, first_ns + at_ns)
+        played = samples[index]
+        t_ns = self._begin_ns + rounds * length_ns + played.t_ns - first_ns
+        energy_mj = _counted_on(samples, played.energy_mj, rounds)
+        return msgspec.structs.replace(played, t_ns=t_ns, energy_mj=energy_mj)
+
+    def conditions(self) -> Conditions:
+        return Conditions()
+
+    def close(self) -> None:
+        self._is_open = False
+
+
+def _counted_on(
+    samples: tuple[PowerSample, ...], energy_mj: float | None, rounds: int
+) -> float | None:
+    """A counter must not fall back when the recording starts again."""
+    first, last = samples[0].energy_mj, samples[-1].energy_mj
+    if energy_mj is None or first is None or last is None:
+        return energy_mj
+    return energy_mj + rounds * (last - first) * len(samples) / max(1, len(samples) - 1)
+
+
+def _last_at_or_before(samples: tuple[PowerSample, ...], t_ns: int) -> int:
+    low, high = 0, len(samples)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if samples[middle].t_ns <= t_ns else (low, middle)
+    return low
