@@ -1,5 +1,6 @@
 """Which power sources this machine has, each with the reason where it has not."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,9 +82,10 @@ def _try(candidate: _Candidate) -> Detected:
         return Detected(name=candidate.name, usable=False, reason=candidate.refusal)
     try:
         with opened(candidate.make()) as source:
-            source.sample()  # a source made from a counter has no power before the second
-            sample = source.sample()
-            return _verdict(candidate.name, source.info, sample)
+            if source.info.has_counter:
+                source.sample()  # power made from a counter needs two samples and some time
+                time.sleep(max(0.02, 2 * source.info.period_s))
+            return _verdict(candidate.name, source.info, source.sample())
     except (EnvironmentUnfitError, MissingDependencyError) as error:
         return Detected(name=candidate.name, usable=False, reason=str(error))
 
@@ -91,9 +93,11 @@ def _try(candidate: _Candidate) -> Detected:
 def _verdict(name: str, info: SourceInfo, sample: PowerSample) -> Detected:
     if sample.total_mw is None:
         reason = f"it opens but gives no total: {sample.reason}"
+    elif sample.total_mw == 0.0:
+        reason = "it reads exactly 0 mW, which no running machine draws"
     elif sample.quality == "suspect":
         reason = f"its readings contradict each other: {sample.reason}"
     else:
         reason = f"{info.total_rule}, {info.scope}, {info.quality}"
-    usable = sample.total_mw is not None and sample.quality != "suspect"
+    usable = bool(sample.total_mw) and sample.quality != "suspect"
     return Detected(name=name, usable=usable, reason=reason, info=info, first_sample=sample)
