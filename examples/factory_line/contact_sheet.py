@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("path", type=Path, help="PNG file to write")
     path = parser.parse_args().path
-    contact_sheet().quantize(48).save(path, optimize=True)
+    contact_sheet().quantize(256, kmeans=2).save(path, optimize=True)
 
 
 if __name__ == "__main__":
