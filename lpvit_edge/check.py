@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from lpvit_edge.deps import require
-from lpvit_edge.energy import energy_of
+from lpvit_edge.energy import energies
 from lpvit_edge.errors import DataError, EngineError
 from lpvit_edge.images import Batch, ImageFolder, Preprocess, read_batches
 from lpvit_edge.progress import track
@@ -55,7 +55,7 @@ def check_engines(
             "sparse": lambda: sparse.infer(image),
         }
         latency = measure_alternating(runs, min_time_s=seconds)
-        energy = {name: energy_of(run) for name, run in runs.items()}
+        energy = energies(runs, window_s=seconds)
         answers = compare_answers(dense, sparse, heldout, preprocess)
     sides = {
         name: EngineCheck(

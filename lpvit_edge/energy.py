@@ -1,8 +1,31 @@
-"""Energy per image, when this machine has a sensor that can be believed."""
+"""Energy per image of engines, when this machine has a sensor that can be believed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from lpvit_edge.records import Energy
+
+if TYPE_CHECKING:
+    from lpvit_profilers.energy_records import EnergyMeasurement
+
+
+def energies(runs: Mapping[str, Callable[[], object]], *, window_s: float) -> dict[str, Energy]:
+    """Energy of one call of each, by the best sensor that measures here.
+
+    Without a sensor every entry is None with the reason. An estimate is never taken.
+    """
+    from lpvit_profilers.base import opened
+    from lpvit_profilers.detect import default_source
+    from lpvit_profilers.energy import measure_energy
+
+    source = default_source()
+    if source is None:
+        return dict.fromkeys(runs, unavailable("no power sensor on this machine"))
+    with opened(source) as sensor:
+        return {
+            name: _record(measure_energy(run, sensor, window_s=window_s))
+            for name, run in runs.items()
+        }
 
 
 def unavailable(reason: str) -> Energy:
@@ -18,6 +41,13 @@ def unavailable(reason: str) -> Energy:
     )
 
 
-def energy_of(run: Callable[[], object]) -> Energy:
-    """Measure the energy of one call, or say why it cannot be measured here."""
-    return unavailable("no power sensor on this machine")
+def _record(measured: "EnergyMeasurement") -> Energy:
+    return Energy(
+        per_image_mj=measured.gross_mj,
+        ci95_mj=measured.ci95_mj,
+        mean_power_mw=measured.mean_power_mw,
+        source=measured.source,
+        scope=measured.scope,
+        quality=measured.quality,
+        reason="; ".join(measured.reasons) or None,
+    )

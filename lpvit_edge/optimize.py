@@ -1,5 +1,6 @@
 """Walk the whole way: profile, sensitivity, allocate, prune, export, build, check, report."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -56,7 +57,9 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     allocator: str = "milp"
     criterion: str = "hessian"
     curve: bool = True
-    check_seconds: float = 10.0
+    layer_seconds: float = 0.2  # timing of each form of each layer, twice
+    network_seconds: float = 3.0  # of each network while an allocation is verified
+    check_seconds: float = 10.0  # of each engine in the closing comparison
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -125,7 +128,12 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
 
     Raises BudgetNotMetError, with the best that is reachable, when the target cannot be met.
     """
-    profile = _once(job, "device_profile.json", DeviceProfile, lambda: steps.profile(job))
+    profile = _once(
+        job,
+        "device_profile.json",
+        DeviceProfile,
+        lambda: steps.profile(job, layer_seconds=goal.layer_seconds),
+    )
     refuse_other_device(profile)
     curves = _once(job, "sensitivity.json", Sensitivity, lambda: steps.sensitivity(job))
     target_ms = latency_budget_ms(goal.target_latency, dense_ms=profile.dense.median_ms)
@@ -195,7 +203,7 @@ def allocate_verified(
             if not tried:
                 raise
             break
-        measured = measure_share(job, allocation)
+        measured = measure_share(job, allocation, seconds=goal.network_seconds)
         tried.append((measured, allocation))
         budget_ms *= 0.99 * share / measured
     best, allocation = min(tried, key=lambda pair: pair[0])
@@ -208,19 +216,20 @@ def allocate_verified(
     return allocation
 
 
-def measure_share(job: Job, allocation: Allocation) -> float:
+def measure_share(job: Job, allocation: Allocation, *, seconds: float) -> float:
     """Latency of the allocation's engine, with magnitude masks, as a share of the dense one."""
     from lpvit_edge.profile import profile_networks
     from lpvit_edge.trial import masked_by_magnitude
 
-    path = job.path("trial.onnx")
     forms = steps.forms(allocation)
     masked = masked_by_magnitude(job.model.module, forms)
-    steps.export_model(job, masked, {name: form.pattern for name, form in forms.items()}, path)
-    measured = profile_networks(
-        job.path("dense.onnx"), path, engine=job.engine, threads=job.threads, seconds=3.0
-    )
-    path.unlink()
+    patterns = {name: form.pattern for name, form in forms.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "trial.onnx"
+        steps.export_model(job, masked, patterns, path)
+        measured = profile_networks(
+            job.path("dense.onnx"), path, engine=job.engine, threads=job.threads, seconds=seconds
+        )
     return measured["other"].median_ms / measured["dense"].median_ms
 
 

@@ -100,7 +100,6 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     dense: Latency  # the whole dense network, end to end
     rest_ms: float  # the network without its prunable layers, see lpvit_edge.profile
     sum_over_measured: float  # (rest + dense layers) / dense: 1.0 when the parts add up
-    energy: Energy
 
 
 class SensitivityCurve(Part, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ Each function loads what it needs, calls the library, and saves what the next on
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,39 +47,37 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # of the largest logit, between torch and an engine
 
 
-def profile(job: Job, *, seconds_each: float = 0.2) -> DeviceProfile:
+def profile(job: Job, *, layer_seconds: float = 0.2) -> DeviceProfile:
     """Measure this device on every form of every layer, and on the whole dense network."""
     from lpvit_edge import profile as profiling
     from lpvit_edge.check import latency_record
-    from lpvit_edge.energy import energy_of
-    from lpvit_engines import load_engine
     from lpvit_profilers.device import fingerprint, identify
 
-    export_model(job, job.model.module, {}, job.path("dense.onnx"))
+    dense_onnx = job.path("dense.onnx")
+    export_model(job, job.model.module, {}, dense_onnx)
     emptied, emptied_as = _emptied(job)
-    export_model(job, emptied, emptied_as, job.path("emptied.onnx"))
-    gemms = profiling.profile_gemms(
-        job.walk.layers,
-        engine=job.engine,
-        threads=job.threads,
-        scratch=job.folder,
-        patterns=job.patterns,
-        seconds_each=seconds_each,
-    )
-    measured = profiling.profile_networks(
-        job.path("dense.onnx"),
-        job.path("emptied.onnx"),
-        engine=job.engine,
-        threads=job.threads,
-        seconds=20 * seconds_each,
-    )
-    job.path("emptied.onnx").unlink()
+    with tempfile.TemporaryDirectory() as scratch:
+        emptied_onnx = Path(scratch) / "emptied.onnx"
+        export_model(job, emptied, emptied_as, emptied_onnx)
+        gemms = profiling.profile_gemms(
+            job.walk.layers,
+            engine=job.engine,
+            threads=job.threads,
+            scratch=Path(scratch),
+            patterns=job.patterns,
+            seconds_each=layer_seconds,
+        )
+        measured = profiling.profile_networks(
+            dense_onnx,
+            emptied_onnx,
+            engine=job.engine,
+            threads=job.threads,
+            seconds=20 * layer_seconds,
+        )
     dense = measured["dense"]
     names = {name: str(pattern) for name, pattern in emptied_as.items()}
     rest = profiling.rest_ms(measured["other"].median_ms, job.walk.layers, gemms, names)
     identity = identify()
-    with load_engine(job.engine, job.path("dense.onnx"), threads=job.threads) as engine:
-        energy = energy_of(engine)
     record = DeviceProfile(
         device=msgspec.to_builtins(identity),
         fingerprint=fingerprint(identity),
@@ -94,7 +93,6 @@ def profile(job: Job, *, seconds_each: float = 0.2) -> DeviceProfile:
         rest_ms=rest,
         sum_over_measured=(rest + profiling.dense_layers_ms(job.walk.layers, gemms))
         / dense.median_ms,
-        energy=energy,
     )
     files.save(record, job.path("device_profile.json"))
     return record

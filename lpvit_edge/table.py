@@ -54,7 +54,8 @@ def _megabytes(count: int) -> str:
 def _energy(dense: dict[str, Any], sparse: dict[str, Any]) -> Row:
     a, b = dense["energy_per_image_mj"], sparse["energy_per_image_mj"]
     if a is None or b is None:
-        return "energy per image", "unavailable", "unavailable", str(dense["energy_reason"])
+        reason = dense["energy_reason"] or sparse["energy_reason"]
+        return "energy per image", "-", "-", f"unavailable: {reason}"
     return "energy per image", f"{a:.2f} mJ", f"{b:.2f} mJ", f"{a / b:.2f}x less"
 
 

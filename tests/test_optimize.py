@@ -1,0 +1,221 @@
+"""The main job on a tiny model, through the real OpenVINO engine and the native kernel."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("timm")
+pytest.importorskip("openvino")
+
+from lpvit_edge import files
+from lpvit_edge import optimize as main_job
+from lpvit_edge.errors import BudgetNotMetError, DataError, FileFormatError, MismatchError
+from lpvit_edge.job import Job, prepare
+from lpvit_edge.models import load_model
+from lpvit_edge.records import Allocation, DeviceProfile, PruneLog
+from lpvit_edge.report import write_report
+from lpvit_edge.result import load_document, wilson
+
+# So generous that a busy machine meets it: tests never assert a time.
+GOAL = main_job.Goal(
+    target_latency="50x",
+    allocator="uniform",
+    layer_seconds=0.002,
+    network_seconds=0.02,
+    check_seconds=0.05,
+)
+
+
+def make_job(project: Path, folder: Path, **changes: Any) -> Job:
+    model = load_model(str(project / "model.toml"))
+    arguments: dict[str, Any] = {
+        "calibration": model.calibration,
+        "heldout": model.heldout,
+        "images": 24,
+        "engine": "openvino",
+        "threads": 1,
+        "patterns": ("64x1", "16x16"),
+    }
+    return prepare(model, folder, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A whole run, once; tests copy its folder before they change anything."""
+    job = make_job(tiny_project, tmp_path_factory.mktemp("runs") / "run")
+    main_job.start(job, GOAL, resume=False, overwrite=False)
+    main_job.optimize(job, GOAL)
+    return job
+
+
+def copied(job: Job, folder: Path) -> Job:
+    import msgspec
+
+    shutil.copytree(job.folder, folder / "run")
+    return msgspec.structs.replace(job, folder=folder / "run")
+
+
+def test_a_run_leaves_every_artefact_and_nothing_else(finished: Job) -> None:
+    assert {path.name for path in finished.folder.iterdir()} == set(main_job.ARTEFACTS)
+
+
+def test_the_document_has_the_promised_fields(finished: Job) -> None:
+    document = load_document(finished.path("optimize.json"))
+    assert document["schema"] == "lpvit.optimize/1"
+    assert document["speedup"] == pytest.approx(
+        document["dense"]["latency_ms"] / document["sparse"]["latency_ms"]
+    )
+    for side in ("dense", "sparse"):
+        assert document[side]["latency_p99_ms"] >= document[side]["latency_ms"] > 0
+        assert 0 <= document[side]["accuracy"] <= 1
+        assert document[side]["images"] == 12
+    assert document["accuracy_drop"] == pytest.approx(
+        document["dense"]["accuracy"] - document["sparse"]["accuracy"]
+    )
+    assert document["predicted_latency_ms"] > 0
+    assert document["engine_relative_error"] <= 1e-3
+    assert document["onnxruntime_relative_error"] <= 1e-3
+
+
+def test_energy_without_a_sensor_is_none_with_a_reason_never_zero(finished: Job) -> None:
+    dense = load_document(finished.path("optimize.json"))["dense"]
+    if dense["energy_per_image_mj"] is None:
+        assert dense["energy_quality"] == "unavailable"
+        assert dense["energy_reason"]
+    else:
+        assert dense["energy_per_image_mj"] > 0
+
+
+def test_the_report_is_one_file_without_links_to_others(finished: Job, tmp_path: Path) -> None:
+    html = finished.path("report.html").read_text(encoding="utf-8")
+    assert "src=" not in html
+    assert "href=" not in html
+    assert "blocks.0.mlp.fc1" in html
+    document = load_document(finished.path("optimize.json"))
+    document["model"]["name"] = "<script>alert(1)</script>"
+    write_report(document, tmp_path / "r.html")
+    assert "<script>" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_every_record_reads_back_as_it_was_written(finished: Job, tmp_path: Path) -> None:
+    for kind, name in (
+        (DeviceProfile, "device_profile.json"),
+        (Allocation, "allocation.json"),
+        (PruneLog, "prune.json"),
+    ):
+        files.save(files.load(kind, finished.path(name)), tmp_path / name)
+        assert (tmp_path / name).read_bytes() == finished.path(name).read_bytes()
+
+
+def test_resume_makes_only_what_is_missing(finished: Job, tmp_path: Path) -> None:
+    job = copied(finished, tmp_path)
+    before = {p.name: p.stat().st_mtime_ns for p in job.folder.iterdir()}
+    for name in ("check.json", "optimize.json", "report.html"):
+        job.path(name).unlink()
+    main_job.start(job, GOAL, resume=True, overwrite=False)
+    main_job.optimize(job, GOAL)
+    for name in ("device_profile.json", "sensitivity.json", "prune.json", "model.onnx"):
+        assert job.path(name).stat().st_mtime_ns == before[name]
+    assert job.path("report.html").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten_unasked(finished: Job) -> None:
+    with pytest.raises(MismatchError, match=r"already holds a run .* --resume"):
+        main_job.start(finished, GOAL, resume=False, overwrite=False)
+
+
+def test_resume_with_other_settings_names_the_difference(finished: Job, tmp_path: Path) -> None:
+    import msgspec
+
+    job = copied(finished, tmp_path)
+    other = msgspec.structs.replace(GOAL, target_latency="0.3x")
+    with pytest.raises(MismatchError, match=r"target_latency was '50x', now '0.3x'"):
+        main_job.start(job, other, resume=True, overwrite=False)
+
+
+def test_a_profile_of_another_machine_is_refused_by_name(finished: Job, tmp_path: Path) -> None:
+    job = copied(finished, tmp_path)
+    fields = json.loads(job.path("device_profile.json").read_text())
+    fields["fingerprint"] = "0" * 64
+    fields["device"]["cpu_model"] = "Pentium II"
+    job.path("device_profile.json").write_text(json.dumps(fields))
+    with pytest.raises(MismatchError, match=r"other conditions: .*Pentium II"):
+        main_job.optimize(job, GOAL)
+
+
+def test_a_profile_of_another_model_is_refused_by_name(finished: Job, tmp_path: Path) -> None:
+    job = copied(finished, tmp_path)
+    job.path("allocation.json").unlink()
+    fields = json.loads(job.path("device_profile.json").read_text())
+    fields["model"]["weights_sha256"] = "f" * 64
+    job.path("device_profile.json").write_text(json.dumps(fields))
+    with pytest.raises(MismatchError, match=r"of another model: weights_sha256 is 'ffff"):
+        main_job.optimize(job, GOAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected an object"),
+        ('{"kind": "check"}', "this is a 'check' file, expected 'device-profile'"),
+        ('{"kind": "device-profile", "format": 9}', "format 9, this version reads format 1"),
+        ('{"kind": "device-profile", "format": 1}', "missing required field"),
+    ],
+)
+def test_a_broken_record_is_refused_by_file_and_field(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(FileFormatError, match=message) as caught:
+        files.load(DeviceProfile, tmp_path / "p.json")
+    assert str(tmp_path / "p.json") in str(caught.value)
+
+
+def test_a_budget_that_cannot_be_met_carries_the_best_that_can(
+    finished: Job, tmp_path: Path
+) -> None:
+    import msgspec
+
+    job = copied(finished, tmp_path)
+    job.path("allocation.json").unlink()
+    goal = msgspec.structs.replace(GOAL, target_latency="0.001x", allocator="milp")
+    with pytest.raises(BudgetNotMetError, match="ms is the best that is reachable"):
+        main_job.optimize(job, goal)
+    assert not job.path("allocation.json").exists()
+
+
+def test_shared_images_between_the_sets_are_refused(tiny_project: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="calibration images are also held out"):
+        make_job(tiny_project, tmp_path, heldout=tiny_project / "calibration")
+
+
+def test_labels_that_do_not_match_the_outputs_are_refused(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(tiny_project, project)
+    text = (project / "model.toml").read_text()
+    (project / "model.toml").write_text(text.replace('"ok"]', '"ok", "torn"]'))
+    with pytest.raises(DataError, match="the model has 3 outputs but there are 4 classes"):
+        make_job(project, tmp_path / "run")
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.json").write_text("old")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_atomic(tmp_path / "a.json", b"new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_the_wilson_interval_is_the_textbook_one() -> None:
+    low, high = wilson(90, 100)
+    assert low == pytest.approx(0.8256, abs=1e-4)
+    assert high == pytest.approx(0.9448, abs=1e-4)

@@ -1,0 +1,37 @@
+"""Files that earlier versions wrote stay readable: one of every kind and format is kept."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lpvit_edge import files, optimize, records
+from lpvit_edge.records import Record
+
+KEPT = Path(__file__).parent / "fixtures/records"
+KINDS = {
+    kind.KIND: kind
+    for kind in (
+        optimize.Run,
+        optimize.Curve,
+        *(
+            value
+            for value in vars(records).values()
+            if isinstance(value, type) and issubclass(value, Record) and value is not Record
+        ),
+    )
+}
+
+
+@pytest.mark.parametrize("path", sorted(KEPT.glob("*.json")), ids=lambda path: path.name)
+def test_a_kept_file_still_reads(path: Path) -> None:
+    kind = KINDS[msgspec.json.decode(path.read_bytes())["kind"]]
+    assert files.load(kind, path).KIND == kind.KIND
+
+
+def test_every_kind_of_record_has_a_kept_file_of_its_current_format() -> None:
+    kept = {
+        (fields["kind"], fields["format"])
+        for fields in (msgspec.json.decode(path.read_bytes()) for path in KEPT.glob("*.json"))
+    }
+    assert {(kind.KIND, kind.FORMAT) for kind in KINDS.values()} <= kept
