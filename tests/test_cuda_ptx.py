@@ -1,8 +1,8 @@
 """The PTX that ships, executed instruction by instruction, against float64."""
 
 import pytest
-from lpvit_engines.cuda.manifest import shipped_manifest
 
+from lpvit_engines.cuda.manifest import shipped_manifest
 from tests.cuda.layers import Case, assert_close, layer
 from tests.cuda.ptx_run import run_ptx, shipped_ptx
 

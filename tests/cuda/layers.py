@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from lpvit_engines.cuda.half import Bits, from_bits, to_bits
 from lpvit_engines.cuda.manifest import DType, Epilogue
 from lpvit_engines.cuda.packing import PackedWeight, pack
-from numpy.typing import NDArray
 
 Array = NDArray[Any]
 

@@ -3,9 +3,9 @@
 import struct
 
 import numpy as np
+
 from lpvit_engines.cuda.half import Bits
 from lpvit_engines.cuda.manifest import Image, read_image, shipped_manifest
-
 from tests.cuda.layers import Case, Layer
 from tests.cuda.ptx.launch import launch
 from tests.cuda.ptx.memory import DeviceMemory
