@@ -101,14 +101,17 @@ def _epilogue(sums: Array, epilogue: Epilogue, *, residual: Array) -> NDArray[np
     return np.asarray(sums + residual if epilogue == "residual" else sums)
 
 
-def assert_close(found: Bits, case: Case, expected: NDArray[np.float64]) -> None:
+def assert_close(
+    found: Bits, case: Case, expected: NDArray[np.float64], *, truncates: bool = False
+) -> None:
     """The result is half a unit in the last place of its format away, plus float32 summation.
 
     Half a unit is 2^-11 of a float16 and 2^-8 of a bfloat16 (10 and 7 bits of mantissa, and the
     leading one). A sum of up to 256 products near 0.05 in float32 is good to 1e-4, and GELU's erfc
-    approximation to 1.5e-7 of x.
+    approximation to 1.5e-7 of x. truncates allows for a result cut off instead of rounded.
     """
     numbers = _exact(found, case.dtype)
-    allowed = np.abs(expected) * (2**-11 if case.dtype == "float16" else 2**-8) + 1e-4
+    unit = 2**-11 if case.dtype == "float16" else 2**-8
+    allowed = np.abs(expected) * unit * (2 if truncates else 1) + 1e-4
     error = np.abs(numbers - expected)
     assert (error <= allowed).all(), f"{case}: off by up to {np.nanmax(error):.3g}"
