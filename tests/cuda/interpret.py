@@ -71,7 +71,8 @@ def interpret(case: Case) -> Bits:
 
 
 def main(output: Path) -> None:
-    np.savez(output, **{str(case): interpret(case) for case in CASES})
+    results: dict[str, Any] = {str(case): interpret(case) for case in CASES}
+    np.savez(output, **results)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda.ptx.cta import TYPES, Cta, Lanes, Vector, elements
+from tests.cuda.ptx.cta import TYPES, Cta, Vector, elements
+from tests.cuda.ptx.memory import Lanes
 from tests.cuda.ptx.program import Instruction
 
 _BINARY: dict[str, Callable[[Vector, Vector], Any]] = {

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.cuda.ptx.arithmetic import bfloat16_to_float32
-from tests.cuda.ptx.cta import TYPES, Cta, Lanes, elements
+from tests.cuda.ptx.cta import TYPES, Cta, elements
+from tests.cuda.ptx.memory import Lanes
 from tests.cuda.ptx.program import Instruction
 
 
