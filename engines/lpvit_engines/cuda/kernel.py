@@ -1,0 +1,199 @@
+"""Load the kernel of a layer for the device at hand, and launch it."""
+
+import ctypes
+import logging
+import threading
+from ctypes import c_int32, c_uint64, c_void_p
+from pathlib import Path
+from types import TracebackType
+
+from lpvit_edge.errors import EngineError, EnvironmentUnfitError
+from lpvit_engines.cuda import driver as cuda
+from lpvit_engines.cuda.driver import Device
+from lpvit_engines.cuda.manifest import BINARIES, KernelManifest, Variant, read_image, read_manifest
+
+_OLDEST = 80  # the PTX is for compute capability 8.0 and up
+_INT32_MAX = 2**31 - 1
+_C_TYPES = {"pointer": c_uint64, "int32": c_int32}
+
+log = logging.getLogger(__name__)
+
+
+class Kernel:
+    """A loaded kernel, opened by open_kernel; leaving the context unloads it.
+
+    target is the binary in use, such as "sm_87" or "ptx"; note says why it is PTX, and is None for
+    an exact cubin.
+    """
+
+    def __init__(
+        self,
+        driver: ctypes.CDLL,
+        module: c_void_p,
+        *,
+        manifest: KernelManifest,
+        variant: Variant,
+        target: str,
+        note: str | None,
+    ) -> None:
+        image = variant.images[target]
+        self.variant, self.target, self.note = variant, target, note
+        self._driver, self._module = driver, module
+        self._function = cuda.get_function(
+            driver, module, entry=manifest.entry, shared_bytes=image.shared_bytes
+        )
+        # Built once: packing the arguments anew costs ten times as much as writing into them.
+        self._slots = [_C_TYPES[parameter.type](0) for parameter in manifest.parameters]
+        self._arguments = (c_void_p * len(self._slots))(*map(ctypes.addressof, self._slots))
+        self._threads, self._shared_bytes = image.warps * 32, image.shared_bytes
+        self._tile_rows = variant.tile_rows
+        self._adds_residual = variant.epilogue == "residual"
+        self._lock = threading.Lock()  # ctypes lets other threads run during the call
+
+    def launch(
+        self,
+        x: int,
+        values: int,
+        rows: int,
+        columns: int,
+        bias: int,
+        residual: int,
+        tokens: int,
+        ldx: int,
+        ldy: int,
+        y: int,
+        *,
+        block_row_count: int,
+        stream: int,
+    ) -> None:
+        """Start y = epilogue(x @ W.T + bias) on a CUDA stream and return at once.
+
+        Addresses are device addresses, multiples of 16. x is (tokens, ldx), y and residual are
+        (tokens, ldy); values, rows and columns come from packing.pack, and block_row_count is
+        len(rows). residual is 0 unless the epilogue adds one. Raises EngineError.
+        """
+        if tokens == 0:
+            return
+        if (x | values | rows | columns | bias | residual | y | ldx | ldy) & 15:
+            raise EngineError(_misaligned(x, values, rows, columns, bias, residual, y, ldx, ldy))
+        if tokens < 0 or tokens * max(ldx, ldy) > _INT32_MAX:
+            raise EngineError(
+                f"{tokens} tokens of {max(ldx, ldy)} features: the kernels count up to "
+                f"{_INT32_MAX} elements; use a smaller batch"
+            )
+        if self._adds_residual != bool(residual):
+            raise EngineError(
+                f"{self.variant.name} was launched with residual address {residual:#x}; only the "
+                "residual epilogue takes one, and it must"
+            )
+        values_in_order = (x, values, rows, columns, bias, residual, tokens, ldx, ldy, y)
+        with self._lock:
+            for slot, value in zip(self._slots, values_in_order, strict=False):
+                slot.value = value
+            code = self._driver.cuLaunchKernel(
+                self._function,
+                block_row_count, -(-tokens // self._tile_rows), 1,
+                self._threads, 1, 1,
+                self._shared_bytes, stream, self._arguments, None,
+            )  # fmt: skip
+        if code:
+            cuda.check(code, call="cuLaunchKernel")
+
+    def close(self) -> None:
+        """Unload the kernel; a second call does nothing."""
+        if self._module.value is not None:
+            cuda.unload_module(self._driver, self._module)
+            self._module = c_void_p()
+
+    def __enter__(self) -> "Kernel":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_kernel(
+    *,
+    block_rows: int,
+    block_cols: int,
+    dtype: str,
+    epilogue: str = "none",
+    library: str = cuda.LIBRARY,
+    binaries: Path = BINARIES,
+) -> Kernel:
+    """Load the kernel for a layer into the current CUDA context.
+
+    An exact cubin is taken, else PTX, never the cubin of a neighbouring architecture: CUDA promises
+    that compatibility on desktops only, not on Tegra. Raises EngineError for a shape without a
+    kernel, EnvironmentUnfitError for a device or driver that can run none.
+    """
+    manifest = read_manifest(binaries / "manifest.json")
+    variant = manifest.find(
+        block_rows=block_rows, block_cols=block_cols, dtype=dtype, epilogue=epilogue
+    )
+    driver = cuda.load_driver(library)
+    device = cuda.current_device(driver)
+    target, note = choose_target(variant, device=device)
+    module = _load(driver, variant, target=target, device=device, binaries=binaries)
+    if module is None:
+        note = f"CUDA driver {device.driver_version} refused the {target} cubin: using PTX"
+        target = "ptx"
+        module = _load(driver, variant, target=target, device=device, binaries=binaries)
+        assert module is not None  # for PTX a refusal is an error
+    if note:
+        log.warning("%s: %s", variant.name, note)
+    return Kernel(driver, module, manifest=manifest, variant=variant, target=target, note=note)
+
+
+def choose_target(variant: Variant, *, device: Device) -> tuple[str, str | None]:
+    """The binary for a device, and a note where it is not the device's own.
+
+    Raises EnvironmentUnfitError below compute capability 8.0.
+    """
+    capability = f"{device.compute_capability // 10}.{device.compute_capability % 10}"
+    if device.compute_capability < _OLDEST:
+        raise EnvironmentUnfitError(
+            f"the GPU has compute capability {capability}; the block-sparse kernels need 8.0 "
+            "(Ampere) or newer: use dense engines on it"
+        )
+    exact = f"sm_{device.compute_capability}"
+    if exact in variant.images:
+        return exact, None
+    known = ", ".join(sorted(name for name in variant.images if name != "ptx"))
+    return "ptx", (
+        f"no cubin for compute capability {capability} (there are {known}): the driver compiles "
+        "the PTX, and no one has measured this device"
+    )
+
+
+def _load(
+    driver: ctypes.CDLL, variant: Variant, *, target: str, device: Device, binaries: Path
+) -> c_void_p | None:
+    """Load one binary; None where the driver is too old for a cubin."""
+    shared = variant.images[target].shared_bytes
+    if shared > device.shared_limit_bytes:
+        raise EnvironmentUnfitError(
+            f"{variant.name} for {target} needs {shared} bytes of shared memory per CTA, the "
+            f"device offers {device.shared_limit_bytes}: allocate smaller blocks, or export the "
+            "layer dense"
+        )
+    image = read_image(variant, target=target, folder=binaries)
+    if target == "ptx":
+        return cuda.load_module(driver, image)
+    return cuda.try_load_module(driver, image)
+
+
+def _misaligned(*numbers: int) -> str:
+    names = ("x", "values", "rows", "columns", "bias", "residual", "y", "ldx", "ldy")
+    found = ", ".join(
+        f"{name} = {number:#x}" for name, number in zip(names, numbers, strict=True) if number % 16
+    )
+    return (
+        f"{found}: addresses and row lengths must be multiples of 16; pass whole, contiguous "
+        "tensors"
+    )

@@ -1,0 +1,270 @@
+"""The binaries that ship: made from the source beside them, and fit for the hardware."""
+
+import hashlib
+import re
+import struct
+import subprocess
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuda_src import compile as kernels
+from cuda_src.build import PARAMETERS, archive, build_variant, source_sha256
+from lpvit_edge.errors import EngineError, FileFormatError
+from lpvit_engines.cuda.manifest import (
+    BINARIES,
+    Variant,
+    read_image,
+    read_manifest,
+    shipped_manifest,
+)
+
+MANIFEST = shipped_manifest()
+TARGETS = [*kernels.ASSEMBLERS, "ptx"]
+CUBINS = [(variant, target) for variant in MANIFEST.variants for target in kernels.ASSEMBLERS]
+# CUDA C Programming Guide, technical specifications per compute capability.
+SHARED_LIMIT_BYTES = {
+    "sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_87": 163 * 1024, "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024, "sm_110": 227 * 1024,
+}  # fmt: skip
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+TOOLS = {"triton": kernels.TRITON} | {a.package: a.version for a in kernels.ASSEMBLERS.values()}
+needs_tools = pytest.mark.skipif(
+    any(installed(package) != wanted for package, wanted in TOOLS.items()),
+    reason="rebuilding needs " + ", ".join(f"{name}=={v}" for name, v in TOOLS.items()),
+)
+
+
+def tool(name: str) -> str:
+    """A disassembler, out of Triton."""
+    spec = pytest.importorskip("triton", reason="the disassembler comes with triton")
+    return str(Path(spec.__file__).parent / "backends/nvidia/bin" / name)
+
+
+def disassembly(variant: Variant, target: str, folder: Path) -> list[str]:
+    """The opcodes of a cubin's machine code, in order."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(read_image(variant, target=target))
+    done = subprocess.run(
+        [tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
+    )
+    opcode = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"
+    return re.findall(opcode, done.stdout, re.MULTILINE)
+
+
+def test_the_binaries_were_built_from_the_source_beside_them() -> None:
+    assert MANIFEST.source_sha256 == source_sha256(), (
+        "engines/cuda_src changed: PYTHONPATH=.:engines python -m cuda_src.build"
+    )
+
+
+def test_the_manifest_names_the_toolchain_of_the_build_script() -> None:
+    assert MANIFEST.triton == kernels.TRITON
+    assert MANIFEST.assemblers == {t: a.version for t, a in kernels.ASSEMBLERS.items()}
+
+
+def test_every_recipe_has_a_binary_for_every_target_and_nothing_else_ships() -> None:
+    names = {variant.name for variant in MANIFEST.variants}
+    assert len(names) == len(list(kernels.recipes())) == len(MANIFEST.variants)
+    for target in TARGETS:
+        with zipfile.ZipFile(BINARIES / f"{target}.zip") as found:
+            assert set(found.namelist()) == names
+    expected = {"manifest.json", *(f"{target}.zip" for target in TARGETS)}
+    assert {path.name for path in BINARIES.iterdir()} == expected
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_binary_is_the_one_in_the_manifest(target: str) -> None:
+    for variant in MANIFEST.variants:
+        image = variant.images[target]
+        content = read_image(variant, target=target)
+        assert hashlib.sha256(content).hexdigest() == image.sha256
+        assert len(content) == image.size_bytes
+
+
+def test_the_binaries_stay_under_two_megabytes() -> None:
+    assert sum(path.stat().st_size for path in BINARIES.iterdir()) < 2_000_000
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("rows", "cols", "dtype", "epilogue"),
+    [
+        (64, 64, "float16", "gelu"),
+        (64, 16, "bfloat16", "residual"),
+        (64, 8, "float16", "none"),
+        (16, 16, "bfloat16", "gelu"),
+    ],
+)
+def test_a_rebuild_gives_the_same_bytes(rows: int, cols: int, dtype: str, epilogue: str) -> None:
+    """Four of the 36 variants, for every target; cuda_src.build --check compares all."""
+    recipe = kernels.Recipe(block_rows=rows, block_cols=cols, dtype=dtype, epilogue=epilogue)
+    rebuilt, contents = build_variant(recipe)
+    shipped = MANIFEST.find(block_rows=rows, block_cols=cols, dtype=dtype, epilogue=epilogue)
+    assert rebuilt == shipped
+    for target, content in contents.items():
+        assert content == read_image(shipped, target=target), target
+
+
+def test_an_archive_of_the_same_members_has_the_same_bytes() -> None:
+    assert archive({"b": b"2", "a": b"1"}) == archive({"a": b"1", "b": b"2"})
+
+
+@pytest.mark.parametrize("target", kernels.ASSEMBLERS)
+def test_nothing_spills_and_four_ctas_fit_on_an_sm(target: str) -> None:
+    """65,536 registers an SM, 128 threads a CTA: four CTAs leave 128 registers a thread."""
+    for variant in MANIFEST.variants:
+        image = variant.images[target]
+        assert image.spill_bytes == 0
+        assert image.registers is not None
+        assert 0 < image.registers <= 128
+        assert image.warps == 4
+
+
+@pytest.mark.parametrize("target", kernels.ASSEMBLERS)
+def test_shared_memory_stays_under_the_device_limit(target: str) -> None:
+    for variant in MANIFEST.variants:
+        assert variant.images[target].shared_bytes <= SHARED_LIMIT_BYTES[target]
+
+
+def test_four_ctas_share_an_orin_sm() -> None:
+    for variant in MANIFEST.variants:
+        assert 4 * (variant.images["sm_87"].shared_bytes + 1024) <= 164 * 1024
+
+
+def sections(elf: bytes) -> dict[str, tuple[bytes, int]]:
+    """Name -> (content, sh_info) of a 64-bit little-endian ELF file."""
+    assert elf[:6] == b"\x7fELF\x02\x01"
+    (offset,) = struct.unpack_from("<Q", elf, 0x28)
+    size, count, names_index = struct.unpack_from("<3H", elf, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQII", elf, offset + i * size) for i in range(count)]
+    names = headers[names_index][4]
+    found = {}
+    for name, kind, _, _, start, length, _, info in headers:
+        end = elf.index(b"\0", names + name)
+        content = b"" if kind == 8 else elf[start : start + length]
+        found[elf[names + name : end].decode()] = (content, info)
+    return found
+
+
+def parameter_table(elf: bytes) -> list[tuple[int, int, int]]:
+    """(ordinal, offset, size) of every parameter, from EIATTR_KPARAM_INFO (0x17)."""
+    attributes = sections(elf)[f".nv.info.{MANIFEST.entry}"][0]
+    found, position = [], 0
+    while position < len(attributes):
+        kind, attribute, size = struct.unpack_from("<BBH", attributes, position)
+        if (kind, attribute) == (4, 0x17):
+            _, ordinal, offset, packed = struct.unpack_from("<IHHI", attributes, position + 4)
+            found.append((ordinal, offset, packed >> 18))
+        position += 4 + (size if kind == 4 else 0)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("target", kernels.ASSEMBLERS)
+def test_every_cubin_wants_the_parameters_that_the_launcher_passes(target: str) -> None:
+    assert MANIFEST.parameters == PARAMETERS
+    expected, offset = [], 0
+    for ordinal, parameter in enumerate(PARAMETERS):
+        size = 8 if parameter.type == "pointer" else 4
+        offset = -(-offset // size) * size
+        expected.append((ordinal, offset, size))
+        offset += size
+    for variant in MANIFEST.variants:
+        assert parameter_table(read_image(variant, target=target)) == expected
+
+
+@pytest.mark.parametrize("target", kernels.ASSEMBLERS)
+def test_a_cubin_is_for_its_own_architecture_in_a_format_its_first_driver_reads(
+    target: str,
+) -> None:
+    """CUDA 12 writes ELF ABI 7 with the architecture in the low byte of e_flags; CUDA 13 writes
+    ABI 8, one byte higher, which a CUDA 12 driver (JetPack 6, on sm_87) cannot be trusted to read.
+    """
+    for variant in MANIFEST.variants:
+        elf = read_image(variant, target=target)
+        (flags,) = struct.unpack_from("<I", elf, 0x30)
+        assert elf[8] == (8 if target == "sm_110" else 7)
+        assert (flags >> (8 if elf[8] == 8 else 0)) & 0xFF == int(target.removeprefix("sm_"))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_110"])
+@pytest.mark.parametrize("variant", MANIFEST.variants[::5], ids=lambda v: v.name)
+def test_the_machine_code_multiplies_on_tensor_cores_and_keeps_registers(
+    variant: Variant, target: str, tmp_path: Path
+) -> None:
+    opcodes = disassembly(variant, target, tmp_path)
+    tensor = [op for op in opcodes if op.startswith("HMMA.16816.F32")]
+    # One panel: 64 x block_rows x 64 by 4 warps in steps of 16 x 8 x 16.
+    per_panel = (64 // 16) * (variant.block_rows // 8) * (64 // 16) // 4
+    assert len(tensor) >= per_panel
+    assert not [op for op in opcodes if op.split(".")[0] in ("LDL", "STL")]
+    wide = [op for op in opcodes if op.startswith("LDGSTS") and "128" in op]
+    assert wide, "X and W are copied 16 bytes at a time"
+
+
+@pytest.mark.parametrize("variant", MANIFEST.variants[::12], ids=lambda v: v.name)
+def test_hopper_uses_its_own_matrix_instruction(variant: Variant, tmp_path: Path) -> None:
+    opcodes = disassembly(variant, "sm_90", tmp_path)
+    assert [op for op in opcodes if op.startswith("HGMMA")]
+    assert not [op for op in opcodes if op.split(".")[0] in ("LDL", "STL")]
+
+
+def test_the_ptx_is_old_enough_for_cuda_12_0_and_ampere() -> None:
+    for variant in MANIFEST.variants:
+        text = read_image(variant, target="ptx").decode("ascii")
+        assert ".version 8.0\n.target sm_80\n" in text
+        assert ".loc" not in text
+        assert ".file" not in text
+
+
+def test_every_panel_in_flight_has_its_own_buffer() -> None:
+    """wait_group 1 leaves one group of copies running behind the multiplication; 0 would mean the
+    single buffer that Triton builds from 3 or 4 stages."""
+    for variant in MANIFEST.variants:
+        text = read_image(variant, target="ptx").decode()
+        waits = [int(n) for n in re.findall(r"cp\.async\.wait_group\s+(\d+)", text)]
+        assert max(waits) >= 1, variant.name
+
+
+def test_a_changed_binary_is_refused(tmp_path: Path) -> None:
+    variant = MANIFEST.variants[0]
+    content = bytearray(read_image(variant, target="sm_87"))
+    content[-1] ^= 1
+    (tmp_path / "sm_87.zip").write_bytes(archive({variant.name: bytes(content)}))
+    with pytest.raises(FileFormatError, match="the manifest says"):
+        read_image(variant, target="sm_87", folder=tmp_path)
+
+
+def test_a_missing_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="Reinstall"):
+        read_image(MANIFEST.variants[0], target="sm_87", folder=tmp_path)
+
+
+def test_a_manifest_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    text = (BINARIES / "manifest.json").read_text()
+    path.write_text(text.replace('"kind"', '"colour": "red", "kind"', 1))
+    with pytest.raises(FileFormatError, match="colour"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"block_cols": 128}, {"dtype": "float32"}, {"epilogue": "relu"}]
+)
+def test_a_layer_without_a_kernel_is_refused_with_what_there_is(change: dict[str, Any]) -> None:
+    wanted: dict[str, Any] = {
+        "block_rows": 64, "block_cols": 64, "dtype": "float16", "epilogue": "none",
+    }  # fmt: skip
+    with pytest.raises(EngineError, match="There are 64x64, 64x32, 64x16, 64x8, 32x32, 16x16"):
+        MANIFEST.find(**(wanted | change))
