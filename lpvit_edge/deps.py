@@ -36,21 +36,29 @@ def require(module: str) -> Any:
     try:
         return import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, MissingDependencyError):
+            raise
         raise MissingDependencyError(
             f"cannot import {module}: {error}. {_remedy(module, error)}"
         ) from error
 
 
+def is_mismatched_torchvision(error: BaseException) -> bool:
+    """Whether torchvision's operators did not register: it is of another build than torch."""
+    return "operator torchvision::" in str(error)
+
+
 def _remedy(module: str, error: BaseException) -> str:
-    if "torchvision::" in str(error):
-        return _mismatched_torchvision()
+    if is_mismatched_torchvision(error):
+        return mismatched_torchvision()
     name = module.partition(".")[0]
     if name in _EXTRA_OF:
         return f"To get it: pip install 'lpvit-edge[{_EXTRA_OF[name]}]'"
     return f"To get it: {_OTHER_SOURCE.get(name, f'pip install {name}')}"
 
 
-def _mismatched_torchvision() -> str:
+def mismatched_torchvision() -> str:
+    """What is wrong with the pair, and what to install."""
     from importlib.metadata import PackageNotFoundError, version
 
     def installed(name: str) -> str:

@@ -27,8 +27,8 @@ import msgspec
 import torch
 from torch import nn
 
-from lpvit_edge.deps import require
-from lpvit_edge.errors import LpvitEdgeError, ModelError
+from lpvit_edge.deps import is_mismatched_torchvision, mismatched_torchvision, require
+from lpvit_edge.errors import LpvitEdgeError, MissingDependencyError, ModelError
 from lpvit_edge.files import sha256_of
 from lpvit_edge.images import Preprocess
 from lpvit_edge.records import ModelIdentity
@@ -147,6 +147,12 @@ def _find_function(place: str, name: str, *, folder: Path) -> Callable[..., obje
         if isinstance(error, LpvitEdgeError):
             raise
         raise ModelError(f"cannot import {place}: {error}") from error
+    except RuntimeError as error:  # the user's file imports timm, and timm torchvision
+        if not is_mismatched_torchvision(error):
+            raise
+        raise MissingDependencyError(
+            f"cannot import {place}: {error}. {mismatched_torchvision()}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ModelError(f"{place} has no function {name!r}; write factory = 'file.py:function'")
@@ -217,7 +223,10 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _timm_preprocess(module: nn.Module, name: str) -> Preprocess:
     """What timm recorded beside the architecture."""
     if getattr(module, "pretrained_cfg", None) is None:
-        raise ModelError(f"{name}: add a [preprocess] table with image_size, mean and std")
+        raise ModelError(
+            f"{name}: nothing says how its images are prepared; describe it in a model.toml with a "
+            "[preprocess] table (image_size, mean, std) and give that file"
+        )
     config = require("timm.data").resolve_data_config({}, model=module)
     return Preprocess(
         image_size=config["input_size"][1],

@@ -127,3 +127,11 @@ def test_a_torchvision_of_another_build_is_explained(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(deps, "import_module", broken)
     with pytest.raises(MissingDependencyError, match="are not from the same build"):
         deps.require("timm")
+
+
+def test_it_is_explained_too_when_the_users_own_file_imports_it(tmp_path: Path) -> None:
+    path = write_factory(tmp_path, "net.py:create")
+    text = 'raise RuntimeError("operator torchvision::nms does not exist")'
+    (tmp_path / "net.py").write_text(text)
+    with pytest.raises(MissingDependencyError, match="are not from the same build"):
+        load_model(path)

@@ -1,0 +1,125 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+timm = pytest.importorskip("timm")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("openvino")
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from lpvit_edge.check import refuse_unequal, weight_bytes  # noqa: E402
+from lpvit_edge.errors import EngineError  # noqa: E402
+from lpvit_edge.export import compare_runtimes, export_onnx  # noqa: E402
+from lpvit_edge.layers import Walk, walk  # noqa: E402
+from lpvit_edge.pattern import Pattern, parse_pattern  # noqa: E402
+from lpvit_edge.prune import Form  # noqa: E402
+from lpvit_edge.trial import masked_by_magnitude  # noqa: E402
+
+MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "vit": (
+        "vit_tiny_patch16_224",
+        32,
+        {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2},
+    ),
+    "deit-distilled": (
+        "deit_tiny_distilled_patch16_224",
+        32,
+        {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2},
+    ),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        56,
+        {"img_size": 56, "depths": (1, 2, 1, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
+    ),
+}
+
+
+def build(name: str) -> tuple[nn.Module, Walk, int]:
+    architecture, size, arguments = MODELS[name]
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=5, **arguments).eval()
+    return model, walk(model, image_size=size), size
+
+
+def sparse_copy(
+    model: nn.Module, walked: Walk, pattern: Pattern, sparsity: float
+) -> tuple[nn.Module, dict[str, Pattern]]:
+    forms = {
+        shape.name: Form(pattern=pattern, sparsity=sparsity)
+        for shape in walked.layers
+        if pattern.fits(shape.out_features, shape.in_features)
+    }
+    return masked_by_magnitude(model, forms), dict.fromkeys(forms, pattern)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("pattern", ["32x1", "16x16"])
+def test_the_exported_sparse_model_computes_what_torch_does(
+    name: str, pattern: str, tmp_path: Path
+) -> None:
+    model, walked, size = build(name)
+    masked, patterns = sparse_copy(model, walked, parse_pattern(pattern), 0.5)
+    assert len(patterns) == len(walked.layers)
+    export_onnx(masked, walked, patterns, tmp_path / "m.onnx", image_size=size)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    errors = compare_runtimes(
+        masked, tmp_path / "m.onnx", images, engine="openvino", threads=1, tolerance=1e-3
+    )
+    assert set(errors) == {"onnxruntime", "openvino"}
+    assert max(errors.values()) < 1e-4
+
+
+def test_the_file_is_portable_and_names_its_nodes_after_the_layers(tmp_path: Path) -> None:
+    model, walked, size = build("vit")
+    masked, patterns = sparse_copy(model, walked, parse_pattern("32x1"), 0.5)
+    export_onnx(masked, walked, patterns, tmp_path / "m.onnx", image_size=size)
+    proto = onnx.load(tmp_path / "m.onnx")
+    onnx.checker.check_model(proto)
+    sparse = [node for node in proto.graph.node if node.domain == "lpvit"]
+    assert [node.name for node in sparse] == [shape.name for shape in walked.layers]
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in sparse[2].attribute}
+    assert attributes == {
+        "block_rows": 32,
+        "block_cols": 1,
+        "out_features": 256,
+        "activation": b"gelu",
+        "plugin_namespace": b"lpvit",
+        "plugin_version": b"1",
+    }
+    assert [function.name for function in proto.functions] == ["BlockSparseLinear"]
+    assert not [node for node in proto.graph.node if node.op_type == "Gelu"]
+    text = (tmp_path / "m.onnx").read_bytes()
+    assert str(Path.home()).encode() not in text
+    assert b"site-packages" not in text
+
+
+def test_half_the_blocks_take_about_half_the_bytes(tmp_path: Path) -> None:
+    model, walked, size = build("vit")
+    masked, patterns = sparse_copy(model, walked, parse_pattern("32x1"), 0.5)
+    export_onnx(masked, walked, patterns, tmp_path / "sparse.onnx", image_size=size)
+    export_onnx(model, walked, {}, tmp_path / "dense.onnx", image_size=size)
+    dense_linears = 4 * sum(s.in_features * s.out_features for s in walked.layers)
+    saved = weight_bytes(tmp_path / "dense.onnx") - weight_bytes(tmp_path / "sparse.onnx")
+    assert 0.44 * dense_linears < saved < 0.5 * dense_linears
+
+
+def test_a_runtime_that_computes_something_else_is_refused_with_the_figure() -> None:
+    with pytest.raises(EngineError, match=r"openvino differs from the torch model by 2.00e-02"):
+        refuse_unequal({"onnxruntime": 1e-6, "openvino": 0.02}, tolerance=1e-3)
+    with pytest.raises(EngineError, match="nan"):
+        refuse_unequal({"openvino": float("nan")}, tolerance=1e-3)
+
+
+def test_a_failed_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, walked, size = build("vit")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_onnx(model, walked, {}, tmp_path / "m.onnx", image_size=size)
+    assert list(tmp_path.iterdir()) == []
