@@ -2,8 +2,9 @@
 
 import ctypes
 import logging
+import struct
 import threading
-from ctypes import c_int32, c_uint64, c_void_p
+from ctypes import c_void_p
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +15,7 @@ from lpvit_engines.cuda.manifest import BINARIES, KernelManifest, Variant, read_
 
 _OLDEST = 80  # the PTX is for compute capability 8.0 and up
 _INT32_MAX = 2**31 - 1
-_C_TYPES = {"pointer": c_uint64, "int32": c_int32}
+_CODES = {"pointer": "Q", "int32": "i"}
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class Kernel:
             driver, module, entry=manifest.entry, shared_bytes=image.shared_bytes
         )
         # Built once: packing the arguments anew costs ten times as much as writing into them.
-        self._slots = [_C_TYPES[parameter.type](0) for parameter in manifest.parameters]
-        self._arguments = (c_void_p * len(self._slots))(*map(ctypes.addressof, self._slots))
+        self._layout, self._buffer, self._arguments = _argument_array(manifest)
         self._threads, self._shared_bytes = image.warps * 32, image.shared_bytes
         self._tile_rows = variant.tile_rows
         self._adds_residual = variant.epilogue == "residual"
@@ -86,10 +86,11 @@ class Kernel:
                 f"{self.variant.name} was launched with residual address {residual:#x}; only the "
                 "residual epilogue takes one, and it must"
             )
-        values_in_order = (x, values, rows, columns, bias, residual, tokens, ldx, ldy, y)
         with self._lock:
-            for slot, value in zip(self._slots, values_in_order, strict=False):
-                slot.value = value
+            self._layout.pack_into(
+                self._buffer, 0,
+                x, values, rows, columns, bias, residual, tokens, ldx, ldy, y, 0, 0,
+            )  # fmt: skip
             code = self._driver.cuLaunchKernel(
                 self._function,
                 block_row_count, -(-tokens // self._tile_rows), 1,
@@ -197,3 +198,16 @@ def _misaligned(*numbers: int) -> str:
         f"{found}: addresses and row lengths must be multiples of 16; pass whole, contiguous "
         "tensors"
     )
+
+
+def _argument_array(
+    manifest: KernelManifest,
+) -> tuple[struct.Struct, ctypes.Array[ctypes.c_char], ctypes.Array[c_void_p]]:
+    """A buffer for the parameters by the C rule of alignment, its layout, and the addresses of
+    the parameters in it, which cuLaunchKernel wants."""
+    codes = "".join(_CODES[parameter.type] for parameter in manifest.parameters)
+    layout = struct.Struct(f"@{codes}")
+    buffer = ctypes.create_string_buffer(layout.size)
+    offsets = [struct.calcsize(f"@{codes[:i]}0{code}") for i, code in enumerate(codes)]
+    start = ctypes.addressof(buffer)
+    return layout, buffer, (c_void_p * len(codes))(*(start + offset for offset in offsets))

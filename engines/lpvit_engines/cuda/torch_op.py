@@ -252,4 +252,5 @@ def _dense(
         places = columns[first * segments : end * segments, None] + torch.arange(block_cols)
         panels = values[first:end].float().transpose(0, 1).reshape(block_rows, -1)
         weight[block_row].index_add_(1, places.reshape(-1), panels)
-    return weight.reshape(-1, in_features)
+    dense: Tensor = weight.reshape(-1, in_features)
+    return dense

@@ -1,0 +1,141 @@
+"""The kernels that gpu_kernels.py compares on one layer: dense, 2:4, torch's block-sparse, ours."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from benchmarks.gpu_timing import Run
+from lpvit_engines.cuda.manifest import DType
+from lpvit_engines.cuda.packing import PackedWeight, pack
+from lpvit_engines.cuda.torch_op import WeightTensors, block_sparse_linear, to_tensors
+
+DTYPES: dict[DType, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One layer: x (tokens, in_features), a dense weight, a bias, on one device."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    dtype: DType
+    copies: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A way to compute a layer; expected is its float32 result on weight copy 0."""
+
+    run: Run
+    expected: torch.Tensor
+    density: float
+    weight_bytes: int
+
+
+def problem(
+    *, out_features: int, in_features: int, tokens: int, dtype: DType, copies: int, device: str
+) -> Problem:
+    make = torch.Generator().manual_seed(out_features + in_features)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=make).to(device, DTYPES[dtype])
+
+    return Problem(
+        x=normal(tokens, in_features),
+        weight=normal(out_features, in_features) * in_features**-0.5,
+        bias=normal(out_features),
+        dtype=dtype,
+        copies=copies,
+    )
+
+
+def dense(given: Problem) -> Contestant:
+    weights = [given.weight.clone() for _ in range(given.copies)]
+    return Contestant(
+        run=lambda i: linear(given.x, weights[i], given.bias),
+        expected=in_float32(given, given.weight),
+        density=1.0,
+        weight_bytes=given.weight.numel() * 2,
+    )
+
+
+def two_of_four(given: Problem) -> Contestant:
+    """2:4 by magnitude, through cuSPARSELt."""
+    groups = given.weight.view(len(given.weight), -1, 4)
+    keep = torch.zeros_like(groups).scatter_(2, groups.abs().topk(2, dim=2).indices, 1)
+    weight = (groups * keep).view_as(given.weight)
+    weights = [torch.sparse.to_sparse_semi_structured(weight) for _ in range(given.copies)]
+    return Contestant(
+        run=lambda i: linear(given.x, weights[i], given.bias),
+        expected=in_float32(given, weight),
+        density=0.5,
+        weight_bytes=weight.numel() * 9 // 8,  # half the values and two bits for each kept one
+    )
+
+
+def torch_bsr(given: Problem, *, block: int, density: float) -> Contestant:
+    """torch's own Triton kernel for square blocks. It needs tokens in multiples of its tile, adds
+    no bias and returns the transposed result, so it is given the padded tokens for free."""
+    from torch.sparse._triton_ops import bsr_dense_addmm
+
+    weight, _, _ = pruned(given, block_rows=block, block_cols=block, density=density)
+    tokens = len(given.x)
+    padded = torch.zeros(-(-tokens // 64) * 64, given.x.shape[1]).to(given.x)
+    padded[:tokens] = given.x
+    weights = [weight.to_sparse_bsr((block, block)) for _ in range(given.copies)]
+    out = torch.empty(len(weight), len(padded)).to(given.x)
+
+    def run(i: int) -> torch.Tensor:
+        bsr_dense_addmm(out, weights[i], padded.t(), beta=0, out=out)
+        return out.t()[:tokens]
+
+    return Contestant(
+        run=run,
+        expected=in_float32(given, weight) - given.bias.float(),
+        density=density,
+        weight_bytes=int(weight.numel() * density) * 2,
+    )
+
+
+def ours(given: Problem, *, block: tuple[int, int], density: float) -> Contestant:
+    weight, values, (row_ptr, col_idx) = pruned(
+        given, block_rows=block[0], block_cols=block[1], density=density
+    )
+    packed = pack(values, row_ptr, col_idx, in_features=given.weight.shape[1], dtype=given.dtype)
+    copies = [tensors_of(packed, given) for _ in range(given.copies)]
+    return Contestant(
+        run=lambda i: block_sparse_linear(given.x, copies[i]),
+        expected=in_float32(given, weight),
+        density=density,
+        weight_bytes=packed.values.nbytes + packed.columns.nbytes + packed.rows.nbytes,
+    )
+
+
+def tensors_of(packed: PackedWeight, given: Problem) -> WeightTensors:
+    return to_tensors(packed, given.bias.float().cpu().numpy(), device=str(given.x.device))
+
+
+def in_float32(given: Problem, weight: torch.Tensor) -> torch.Tensor:
+    return linear(given.x.float(), weight.float(), given.bias.float())
+
+
+def pruned(
+    given: Problem, *, block_rows: int, block_cols: int, density: float
+) -> tuple[torch.Tensor, Any, tuple[Any, Any]]:
+    """The blocks of largest norm: the dense weight with zeros, the blocks, (row_ptr, col_idx)."""
+    out_features, in_features = given.weight.shape
+    grid = (out_features // block_rows, block_rows, in_features // block_cols, block_cols)
+    blocks = given.weight.view(grid).transpose(1, 2)
+    norms = blocks.float().square().sum((2, 3))
+    keep = torch.zeros(norms.numel(), dtype=torch.bool, device=norms.device)
+    keep[norms.view(-1).topk(round(density * norms.numel())).indices] = True
+    keep = keep.view_as(norms)
+    weight = (blocks * keep[:, :, None, None]).transpose(1, 2).reshape_as(given.weight)
+    mask = keep.cpu().numpy()
+    row_ptr = np.concatenate([[0], mask.sum(1).cumsum()]).astype(np.int32)
+    col_idx = mask.nonzero()[1].astype(np.int32)
+    return weight, blocks[keep].float().cpu().numpy(), (row_ptr, col_idx)

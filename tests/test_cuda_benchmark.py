@@ -1,0 +1,100 @@
+"""The GPU benchmarks without a GPU: the same paths on CPU tensors, under a timer that is a fake."""
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the benchmark compares torch's kernels")
+timm = pytest.importorskip("timm", reason="the benchmark builds a timm model")
+
+from benchmarks import gpu_kernels, gpu_model  # noqa: E402
+from benchmarks.gpu_contestants import Contestant, Problem, dense, ours, problem  # noqa: E402
+from benchmarks.gpu_timing import Roofline  # noqa: E402
+
+ROOFLINE = Roofline(flops_per_s=1e12, bytes_per_s=1e9)
+
+
+def small(**changes: Any) -> Problem:
+    given: dict[str, Any] = {
+        "out_features": 128, "in_features": 256, "tokens": 20, "dtype": "float16", "copies": 2,
+        "device": "cpu",
+    }  # fmt: skip
+    return problem(**(given | changes))
+
+
+def measured(given: Problem, enter: Any, *, times: list[int] | None = None) -> gpu_kernels.Row:
+    def timer(run: Any, *, copies: int) -> float:
+        for i in range(copies):
+            run(i)
+        if times is not None:
+            times.append(copies)
+        return 50.0
+
+    return gpu_kernels.measure(
+        "a kernel", enter, given, layer="B qkv", batch=1, roofline=ROOFLINE, timer=timer
+    )
+
+
+@pytest.mark.parametrize("block", gpu_kernels.BLOCKS)
+@pytest.mark.parametrize("density", [0.5, 0.3])
+def test_our_contestant_is_right_and_gets_a_time(block: tuple[int, int], density: float) -> None:
+    times: list[int] = []
+    row = measured(small(), lambda given: ours(given, block=block, density=density), times=times)
+    assert (row.time_us, row.reason, row.density) == (50.0, None, density)
+    assert times == [2]
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_memory() -> None:
+    row = measured(small(), dense)
+    moved = 2 * (128 * 256 + 20 * 256 + 20 * 128)
+    assert row.floor_us == pytest.approx(1e6 * moved / 1e9)
+    assert ROOFLINE.floor_us(macs=1e9, moved_bytes=1.0) == pytest.approx(2000.0)
+
+
+def test_a_wrong_result_gets_no_time() -> None:
+    def broken(given: Problem) -> Contestant:
+        right = dense(given)
+        return Contestant(
+            run=lambda i: right.run(i) * 1.1,
+            expected=right.expected,
+            density=1.0,
+            weight_bytes=right.weight_bytes,
+        )
+
+    row = measured(small(), broken)
+    assert row.time_us is None
+    assert row.reason == "the result is wrong"
+
+
+def test_a_library_that_refuses_a_layer_is_reported_not_dropped() -> None:
+    def refuse(given: Problem) -> Contestant:
+        raise RuntimeError("not on this device\nand a page of context")
+
+    row = measured(small(), refuse)
+    assert row.reason == "RuntimeError: not on this device"
+    assert "-- RuntimeError: not on this device" in gpu_kernels.line(row, dense_us=10.0)
+
+
+def test_every_layer_meets_every_contestant() -> None:
+    names = [name for name, _ in gpu_kernels.entrants()]
+    assert len(names) == len(set(names)) == 2 + 2 * (3 + 6)
+    assert names[0] == "dense cuBLAS"
+
+
+def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes() -> None:
+    def model() -> Any:
+        torch.manual_seed(3)
+        made = timm.create_model(
+            "deit_tiny_patch16_224", depth=2, embed_dim=128, num_heads=2, img_size=64
+        )
+        return made.eval().to(torch.bfloat16)
+
+    images = torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        found = gpu_model.block_sparse(model(), block=(64, 16), density=0.5)(images).float()
+        expected = gpu_model.with_zeros(model(), block=(64, 16), density=0.5)(images).float()
+        unpruned = model()(images).float()
+    error = float((found - expected).abs().max())
+    # bfloat16 rounds each activation to 2^-8; dense and ours round the GELU's input differently.
+    assert error < 0.05 * float(expected.abs().max())
+    assert error < 0.2 * float((unpruned - expected).abs().max()), "the pruning must show"
