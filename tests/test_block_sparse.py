@@ -99,6 +99,19 @@ def test_gelu_keeps_what_is_not_a_number(isa: str) -> None:
     assert y[3] == np.float32(1e30)
 
 
+def test_arrays_may_lie_at_any_address(isa: str) -> None:
+    matrix = random_matrix(64, 16, density=0.5)
+    bias = random_array(matrix.out_features)
+    with PackedLayer(matrix, bias=bias, activation="gelu", isa=isa) as layer:
+        for offset in range(1, 17):  # in floats past wherever numpy put the buffer
+            x = np.empty(offset + 13 * matrix.in_features, np.float32)[offset:].reshape(13, -1)
+            x[:] = random_array(*x.shape)
+            out = np.empty(offset + 13 * matrix.out_features, np.float32)[offset:].reshape(13, -1)
+            layer(x, out)
+            expected = reference(x, matrix, bias=bias, activation="gelu")
+            assert_close(out, expected, scale_of(x, matrix))
+
+
 def test_bias_and_gelu_follow_the_product_in_this_order(isa: str) -> None:
     matrix = random_matrix(64, 1, density=0.5)
     bias, x = random_array(matrix.out_features), random_array(2, 33, matrix.in_features)

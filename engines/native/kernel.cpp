@@ -11,6 +11,8 @@
 #define LPVIT_SYMBOL(isa) LPVIT_JOIN(isa, _kernel)
 #define LPVIT_TEXT(isa) #isa
 #define LPVIT_NAME(isa) LPVIT_TEXT(isa)
+// Accumulators live in registers only if every loop over them is unrolled.
+#define LPVIT_UNROLL _Pragma("GCC unroll 16")
 
 namespace lpvit {
 namespace {
@@ -41,12 +43,15 @@ inline Vector gelu(Vector x) {
     return positive - t * q;
 }
 
-inline void store(float* y, Vector value, int32_t outputs) {
-    if (outputs >= LPVIT_LANES) {
-        *reinterpret_cast<Loose*>(y) = value;
-        return;
-    }
-    for (int32_t i = 0; i < outputs; ++i) y[i] = value[i];
+// The tile's outputs, which lie in the first-level cache now; a loop here keeps the tile small.
+template <int ROWS, int VECTORS>
+void apply_gelu(float* y, std::size_t y_stride) {
+    for (int i = 0; i < ROWS; ++i)
+        for (int v = 0; v < VECTORS; ++v) {
+            // Not `auto*`: deduction drops the type's alignment, and the load then demands 32 bytes.
+            Loose* const at = reinterpret_cast<Loose*>(y + i * y_stride + v * LPVIT_LANES);
+            *at = gelu(*at);
+        }
 }
 
 // One tile: ROWS tokens by VECTORS registers of outputs stay in registers while every stored
@@ -58,38 +63,52 @@ void tile(const Strip& strip, const Operands& at, int64_t token, int32_t block_c
     const float* w = strip.weights;
     const int32_t cols = COLS ? COLS : block_cols;
     Vector sum[ROWS][VECTORS];
+    LPVIT_UNROLL
     for (int v = 0; v < VECTORS; ++v) {
         const Vector bias = *reinterpret_cast<const Loose*>(strip.bias + v * LPVIT_LANES);
+        LPVIT_UNROLL
         for (int i = 0; i < ROWS; ++i) sum[i][v] = bias;
     }
     for (int32_t block = 0; block < strip.blocks; ++block) {
         const float* xb = x + strip.columns[block];
         for (int32_t c = 0; c < cols; ++c, w += VECTORS * LPVIT_LANES) {
             Vector weights[VECTORS];
+            LPVIT_UNROLL
             for (int v = 0; v < VECTORS; ++v)
                 weights[v] = *reinterpret_cast<const Loose*>(w + v * LPVIT_LANES);
+            LPVIT_UNROLL
             for (int i = 0; i < ROWS; ++i) {
                 const float value = xb[i * at.x_stride + c];
+                LPVIT_UNROLL
                 for (int v = 0; v < VECTORS; ++v) sum[i][v] += value * weights[v];
             }
         }
     }
-    float* y = at.y + token * at.y_stride + strip.first_output;
+    constexpr int width = VECTORS * LPVIT_LANES;
+    float padded[ROWS * width];  // only a strip with fewer outputs than lanes goes through it
+    const bool is_whole = strip.outputs == width;
+    float* const y = at.y + token * at.y_stride + strip.first_output;
+    float* const to = is_whole ? y : padded;
+    const std::size_t stride = is_whole ? at.y_stride : width;
+    LPVIT_UNROLL
     for (int i = 0; i < ROWS; ++i)
+        LPVIT_UNROLL
         for (int v = 0; v < VECTORS; ++v)
-            store(y + i * at.y_stride + v * LPVIT_LANES,
-                  activation == kGelu ? gelu(sum[i][v]) : sum[i][v],
-                  strip.outputs - v * LPVIT_LANES);
+            *reinterpret_cast<Loose*>(to + i * stride + v * LPVIT_LANES) = sum[i][v];
+    if (activation == kGelu) apply_gelu<ROWS, VECTORS>(to, stride);
+    if (!is_whole)
+        for (int i = 0; i < ROWS; ++i)
+            for (int32_t r = 0; r < strip.outputs; ++r) y[i * at.y_stride + r] = padded[i * width + r];
 }
 
-// The last tile of a strip: `rows` is known only at run time, so count down to its instance.
+// A tile whose height is known only at run time: count down to its instance.
 template <int ROWS, int VECTORS, int COLS>
-void last_tile(int64_t rows, const Strip& strip, const Operands& at, int64_t token,
-               int32_t block_cols, Activation activation) {
+void tile_of(int64_t rows, const Strip& strip, const Operands& at, int64_t token,
+             int32_t block_cols, Activation activation) {
     if (rows == ROWS) {
         tile<ROWS, VECTORS, COLS>(strip, at, token, block_cols, activation);
     } else if constexpr (ROWS > 1) {
-        last_tile<ROWS - 1, VECTORS, COLS>(rows, strip, at, token, block_cols, activation);
+        tile_of<ROWS - 1, VECTORS, COLS>(rows, strip, at, token, block_cols, activation);
     }
 }
 
@@ -100,25 +119,37 @@ void run_tiles(const Strip& strip, const Operands& at, int64_t first, int64_t la
     int64_t token = first;
     for (; token + rows <= last; token += rows)
         tile<rows, VECTORS, COLS>(strip, at, token, block_cols, activation);
-    last_tile<rows - 1, VECTORS, COLS>(last - token, strip, at, token, block_cols, activation);
+    if (token < last)
+        tile_of<rows - 1, VECTORS, COLS>(last - token, strip, at, token, block_cols, activation);
 }
 
-template <int VECTORS>
-void run_strip(const Strip& strip, const Operands& at, int64_t first, int64_t last,
-               int32_t block_cols, Activation activation) {
-    if (block_cols == 1)
-        run_tiles<VECTORS, 1>(strip, at, first, last, block_cols, activation);
-    else
-        run_tiles<VECTORS, 0>(strip, at, first, last, block_cols, activation);
-}
-
-void run(const Strip& strip, const Operands& at, int64_t first, int64_t last, int32_t block_cols,
-         Activation activation) {
-    if (strip.vectors == 1) return run_strip<1>(strip, at, first, last, block_cols, activation);
-    if (strip.vectors == 2) return run_strip<2>(strip, at, first, last, block_cols, activation);
+template <int COLS>
+void run_strips(const Strip* strips, int32_t count, const Operands& at, int64_t first, int64_t last,
+                int32_t block_cols, Activation activation) {
+    // A few tokens at a time pass all strips of the block row: their rows of X then come from the
+    // first-level cache for all strips but one. Weights stream, which the prefetcher sees through.
+    const int64_t step = tile_rows(strips->vectors);
+    for (int64_t token = first; token < last; token += step) {
+        const int64_t end = token + step < last ? token + step : last;
+        for (const Strip* strip = strips; strip != strips + count; ++strip) {
+            if (strip->vectors == 1)
+                run_tiles<1, COLS>(*strip, at, token, end, block_cols, activation);
+            else if (strip->vectors == 2)
+                run_tiles<2, COLS>(*strip, at, token, end, block_cols, activation);
 #if LPVIT_WIDEST == 4
-    return run_strip<4>(strip, at, first, last, block_cols, activation);
+            else
+                run_tiles<4, COLS>(*strip, at, token, end, block_cols, activation);
 #endif
+        }
+    }
+}
+
+void run(const Strip* strips, int32_t count, const Operands& at, int64_t first, int64_t last,
+         int32_t block_cols, Activation activation) {
+    if (block_cols == 1)
+        run_strips<1>(strips, count, at, first, last, block_cols, activation);
+    else
+        run_strips<0>(strips, count, at, first, last, block_cols, activation);
 }
 
 }  // namespace

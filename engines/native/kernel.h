@@ -34,9 +34,9 @@ struct Kernel {
     const char* name;
     int32_t lanes;
     int32_t widest; // vectors of the widest strip; narrower ones are powers of two below it
-    // Computes tokens [first, last) of one strip.
-    void (*run)(const Strip&, const Operands&, int64_t first, int64_t last, int32_t block_cols,
-                Activation);
+    // Computes tokens [first, last) of the strips of one block row, which share their columns.
+    void (*run)(const Strip* strips, int32_t count, const Operands&, int64_t first, int64_t last,
+                int32_t block_cols, Activation);
 };
 
 #if defined(__x86_64__)

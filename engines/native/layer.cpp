@@ -61,7 +61,8 @@ struct LpvitLayer {
     lpvit::Activation activation;
     std::vector<int32_t> columns;
     std::vector<lpvit::Strip> strips;
-    std::vector<int64_t> cost;  // cost[s]: of all strips before s, for one chunk of tokens
+    std::vector<std::size_t> first_strip;  // of each block row, and the end
+    std::vector<int64_t> cost;  // cost[r]: of all block rows before r, for one chunk of tokens
     lpvit::Floats weights;
     lpvit::Floats bias;
     std::size_t floats;
@@ -75,6 +76,7 @@ namespace {
 void add_strips(LpvitLayer& layer, const LpvitMatrix& matrix, int32_t block_row) {
     const int32_t lanes = layer.kernel->lanes;
     const int32_t first_block = matrix.row_ptr[block_row];
+    layer.first_strip.push_back(layer.strips.size());
     for (int32_t done = 0; done < matrix.block_rows;) {
         int32_t vectors = layer.kernel->widest;
         while (vectors > 1 && done + vectors * lanes > matrix.block_rows) vectors /= 2;
@@ -112,7 +114,7 @@ std::size_t strip_floats(const LpvitLayer& layer, const Strip& strip) {
     return std::size_t(strip.vectors * layer.kernel->lanes) * strip.blocks * layer.block_cols;
 }
 
-// Lays the strips out one after the other and fills them; adds up what each costs.
+// Lays the strips out one after the other and fills them.
 void pack(LpvitLayer& layer, const LpvitMatrix& matrix) {
     const int32_t lanes = layer.kernel->lanes;
     std::size_t weights = 0, bias = 0;
@@ -125,20 +127,31 @@ void pack(LpvitLayer& layer, const LpvitMatrix& matrix) {
     layer.floats = weights + bias;
     float* next_weights = layer.weights.get();
     float* next_bias = layer.bias.get();
-    layer.cost.push_back(0);
     for (Strip& strip : layer.strips) {
         pack_strip(strip, matrix, lanes, next_weights, next_bias);
         strip.weights = next_weights;
         strip.bias = next_bias;
         next_weights += strip_floats(layer, strip);
         next_bias += strip.vectors * lanes;
-        const int64_t columns = int64_t{strip.blocks} * layer.block_cols;
-        layer.cost.push_back(layer.cost.back() + (columns + kTileOverhead) * strip.vectors);
-        layer.macs_per_token += columns * strip.vectors * lanes;
     }
 }
 
-// One call of a layer. Its work is a line of (token block, strip, chunk of tokens) units, in this
+// Adds up what each block row costs, one after the other.
+void add_costs(LpvitLayer& layer) {
+    layer.cost.push_back(0);
+    for (std::size_t row = 0; row + 1 < layer.first_strip.size(); ++row) {
+        int64_t cost = layer.cost.back();
+        for (std::size_t s = layer.first_strip[row]; s < layer.first_strip[row + 1]; ++s) {
+            const Strip& strip = layer.strips[s];
+            const int64_t columns = int64_t{strip.blocks} * layer.block_cols;
+            cost += (columns + kTileOverhead) * strip.vectors;
+            layer.macs_per_token += columns * strip.vectors * layer.kernel->lanes;
+        }
+        layer.cost.push_back(cost);
+    }
+}
+
+// One call of a layer. Its work is a line of (token block, block row, chunk of tokens) units, in this
 // order, each as long as it costs; a task is an even slice of that line. So a layer with few or
 // uneven block rows still keeps every thread busy.
 struct Call {
@@ -158,16 +171,18 @@ struct Call {
 void Call::run_block(int64_t first_chunk, int64_t chunk_count, int64_t begin, int64_t end) const {
     const std::vector<int64_t>& cost = layer->cost;
     const auto after = std::upper_bound(cost.begin(), cost.end(), begin / chunk_count);
-    for (std::size_t s = after - cost.begin() - 1; s < layer->strips.size(); ++s) {
-        const int64_t start = cost[s] * chunk_count;
+    for (std::size_t row = after - cost.begin() - 1; row + 1 < cost.size(); ++row) {
+        const int64_t start = cost[row] * chunk_count;
         if (start >= end) break;
-        const int64_t unit = cost[s + 1] - cost[s];
+        const int64_t unit = cost[row + 1] - cost[row];
         const int64_t from = begin <= start ? 0 : (begin - start + unit - 1) / unit;
         const int64_t to = std::min(chunk_count, (end - start + unit - 1) / unit);
         if (from >= to) continue;
         const int64_t last = std::min((first_chunk + to) * kChunk, tokens);
-        layer->kernel->run(layer->strips[s], operands, (first_chunk + from) * kChunk, last,
-                           layer->block_cols, layer->activation);
+        const std::size_t first = layer->first_strip[row];
+        const auto count = static_cast<int32_t>(layer->first_strip[row + 1] - first);
+        layer->kernel->run(&layer->strips[first], count, operands, (first_chunk + from) * kChunk,
+                           last, layer->block_cols, layer->activation);
     }
 }
 
@@ -208,7 +223,9 @@ LpvitLayer* lpvit_create(const LpvitMatrix* matrix, const char* isa) try {
     layer->columns.assign(matrix->col_idx, matrix->col_idx + matrix->row_ptr[block_rows]);
     for (int32_t& column : layer->columns) column *= matrix->block_cols;
     for (int32_t row = 0; row < block_rows; ++row) lpvit::add_strips(*layer, *matrix, row);
+    layer->first_strip.push_back(layer->strips.size());
     lpvit::pack(*layer, *matrix);
+    lpvit::add_costs(*layer);
     return layer.release();
 } catch (const std::bad_alloc&) {
     return nullptr;
