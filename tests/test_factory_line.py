@@ -68,10 +68,10 @@ def test_the_command_writes_balanced_class_folders(tmp_path: Path) -> None:
 
 def test_no_image_is_in_two_splits(tmp_path: Path) -> None:
     for split in SPLITS:
-        write_split(tmp_path, split, 100)
+        write_split(tmp_path, split, 40)
     found = digests(tmp_path)
-    assert len(found) == 300
-    assert len(set(found.values())) == 300
+    assert len(found) == 120
+    assert len(set(found.values())) == 120
 
 
 def defect_pixels(surface: str, label: str, *, seed: int) -> npt.NDArray[np.bool_]:

@@ -54,9 +54,9 @@ def crack(picture: Picture, rng: np.random.Generator, light: float) -> Picture:
 
 
 def fibre(picture: Picture, rng: np.random.Generator, light: float) -> Picture:
-    """A loose hair in smooth loops, dark or pale, with a faint shadow."""
+    """A curled hair, dark or pale, with a faint shadow."""
     steps = 48
-    turn = np.cumsum(rng.normal(0, 0.05, steps)) + rng.choice([-1, 1]) * rng.uniform(0.1, 0.17)
+    turn = np.cumsum(rng.normal(0, 0.02, steps)) + rng.choice([-1, 1]) * rng.uniform(0.18, 0.28)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(turn)
     x, y = np.cumsum(1.9 * np.cos(heading)), np.cumsum(1.9 * np.sin(heading))
     points = _placed(x - x.mean(), y - y.mean(), angle=0, centre=_somewhere(rng, margin=30))
