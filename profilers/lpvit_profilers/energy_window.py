@@ -1,20 +1,35 @@
 """One window of steady work (or of rest), and the energy that a source saw in it."""
 
 import time
+from array import array
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from lpvit_profilers.base import SourceInfo
-from lpvit_profilers.integrate import MAX_GAP_S, MeanPower, mean_power
-from lpvit_profilers.sampler import Sampler
+from lpvit_profilers.integrate import (
+    MAX_GAP_S,
+    PHASES,
+    MeanPower,
+    mean_power,
+    phase_balanced_mean,
+)
+from lpvit_profilers.sampler import Sampler, Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Step = Callable[[], object]
 # A counter steps about every 100 ms on a GPU; one that does not move for longer is dead.
 _TICK_LIMIT_S = 0.5
 # A power that is a mean over the last second still remembers what was before the window.
+_LONG_AVERAGE_S = 0.5
 _TRIM_HEAD, _TRIM_TAIL_S = 1.2, 0.2
+_MAX_CALLS_NOTED = 1 << 20  # 8 MB; calls short enough to be more need no phase
+# So many readings miss one phase in ten by chance once in four thousand windows.
+_ENOUGH_FOR_ALIASING = 100
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,14 +73,18 @@ def measure_window(step: Step, sampler: Sampler, info: SourceInfo, *, for_s: flo
     """
     before = _edge(step, sampler, info)
     deadline_ns = before.t_ns + int(for_s * 1e9)
-    calls = 0
-    while time.monotonic_ns() < deadline_ns:
+    calls, begins_ns = 0, array("q")
+    while (now_ns := time.monotonic_ns()) < deadline_ns:
+        if calls < _MAX_CALLS_NOTED:
+            begins_ns.append(now_ns)
         step()
         calls += 1
+    begins_ns.append(now_ns)
     after = _edge(step, sampler, info)
     # Until the sensor has seen the end of the window there is nothing to interpolate to.
     time.sleep(2 * sampler.poll_s + 2 * info.period_s)
-    return _evaluate(before, after, calls + after.calls, sampler, info)
+    noted = np.asarray(begins_ns, np.int64) if calls <= _MAX_CALLS_NOTED else None
+    return _evaluate(before, after, calls + after.calls, noted, sampler, info)
 
 
 def _edge(step: Step, sampler: Sampler, info: SourceInfo) -> _Edge:
@@ -85,7 +104,12 @@ def _edge(step: Step, sampler: Sampler, info: SourceInfo) -> _Edge:
 
 
 def _evaluate(
-    before: _Edge, after: _Edge, calls: int, sampler: Sampler, info: SourceInfo
+    before: _Edge,
+    after: _Edge,
+    calls: int,
+    begins_ns: "NDArray[np.int64] | None",
+    sampler: Sampler,
+    info: SourceInfo,
 ) -> Window:
     trace = sampler.trace(since_ns=before.t_ns - int(2e9))
     inside = (trace.t_ns > before.t_ns) & (trace.t_ns < after.t_ns)
@@ -94,7 +118,8 @@ def _evaluate(
         if before.energy_mj is not None and after.energy_mj is not None
         else None
     )
-    mean = _mean_power(before.t_ns, after.t_ns, sampler, info)
+    mean = _mean_power(before.t_ns, after.t_ns, trace, info)
+    mean = _balanced(mean, trace, begins_ns, info)
     seconds = (after.t_ns - before.t_ns) / 1e9
     return Window(
         begin_ns=before.t_ns,
@@ -109,17 +134,34 @@ def _evaluate(
     )
 
 
-def _mean_power(begin_ns: int, end_ns: int, sampler: Sampler, info: SourceInfo) -> MeanPower:
+def _mean_power(begin_ns: int, end_ns: int, trace: Trace, info: SourceInfo) -> MeanPower:
     """Mean of the samples, without the part in which an averaging sensor still looks back."""
     if info.has_counter and info.averaging_s == 0:
         # The power of such a source is made from the counter itself and checks nothing.
         return MeanPower(power_mw=None, samples=0)
-    if info.averaging_s >= 0.5:
+    if info.averaging_s >= _LONG_AVERAGE_S:
         begin_ns += int(_TRIM_HEAD * info.averaging_s * 1e9)
         end_ns -= int(_TRIM_TAIL_S * 1e9)
-    trace = sampler.trace(since_ns=begin_ns - int(2e9))
     gap_s = max(MAX_GAP_S, 3 * info.period_s)
     return mean_power(trace.t_ns, trace.power_mw, begin_ns=begin_ns, end_ns=end_ns, max_gap_s=gap_s)
+
+
+def _balanced(
+    mean: MeanPower, trace: Trace, begins_ns: "NDArray[np.int64] | None", info: SourceInfo
+) -> MeanPower:
+    """The same mean with every phase of a call counting alike, where the samples allow it."""
+    if mean.power_mw is None or begins_ns is None or info.averaging_s >= _LONG_AVERAGE_S:
+        return mean
+    found = phase_balanced_mean(trace.t_ns, trace.power_mw, calls_ns=begins_ns)
+    if found.power_mw is not None:
+        return MeanPower(power_mw=found.power_mw, samples=found.samples)
+    if found.samples >= _ENOUGH_FOR_ALIASING and found.phases_seen < PHASES:
+        reason = (
+            f"{found.samples} readings met only {found.phases_seen} of {PHASES} parts of a call; "
+            "the sensor and the work run in step, change the pace of one of them"
+        )
+        return MeanPower(power_mw=mean.power_mw, samples=mean.samples, reason=reason)
+    return mean
 
 
 def _why(
@@ -127,10 +169,8 @@ def _why(
 ) -> str | None:
     if counter_mj is not None:
         return None
+    if mean.power_mw is not None and info.has_counter:
+        return f"the energy counter stood still for {_TICK_LIMIT_S:g} s; power was integrated"
     if mean.power_mw is not None:
-        return (
-            f"the energy counter stood still for {_TICK_LIMIT_S:g} s; power was integrated instead"
-            if info.has_counter
-            else None
-        )
+        return mean.reason
     return sampler.last_reason or mean.reason or "the energy counter stood still"

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # Beyond this nobody knows what the power did.
 MAX_GAP_S = 0.5
+PHASES = 10
+_LEAST_PER_PHASE = 3
 
 
 class MeanPower(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,3 +59,38 @@ def mean_power(
     y = np.concatenate((edges_mw[:1], power_mw[inside], edges_mw[1:]))
     energy_mj = float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)))
     return MeanPower(power_mw=energy_mj / length_s, samples=count)
+
+
+class PhaseMean(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean power over the phases of a repeated call, None where the samples cannot tell."""
+
+    power_mw: float | None
+    samples: int
+    phases_seen: int
+
+
+def phase_balanced_mean(
+    t_ns: "NDArray[np.int64]", power_mw: "NDArray[np.float64]", *, calls_ns: "NDArray[np.int64]"
+) -> PhaseMean:
+    """Mean power of calls that begin at `calls_ns` (m,), each part of a call counting alike.
+
+    Samples (n,) at random times meet some parts of a call more often than others, and that is
+    most of their error. Here each sample is put into one of ten phases of the call it falls
+    into, and the means of the phases are averaged: half the error for a square wave. None when a
+    phase has fewer than three samples; an empty phase among many samples is aliasing.
+    """
+    good = np.isfinite(power_mw)
+    t_ns, power_mw = t_ns[good], power_mw[good]
+    call = np.searchsorted(calls_ns, t_ns, "right") - 1
+    inside = (call >= 0) & (call < len(calls_ns) - 1)
+    t_ns, power_mw, call = t_ns[inside], power_mw[inside], call[inside]
+    if not len(t_ns):
+        return PhaseMean(power_mw=None, samples=0, phases_seen=0)
+    share = (t_ns - calls_ns[call]) / (calls_ns[call + 1] - calls_ns[call])
+    phase = np.minimum((share * PHASES).astype(np.intp), PHASES - 1)
+    counts = np.bincount(phase, minlength=PHASES)
+    seen = int((counts > 0).sum())
+    if counts.min() < _LEAST_PER_PHASE:
+        return PhaseMean(power_mw=None, samples=len(t_ns), phases_seen=seen)
+    means = np.bincount(phase, power_mw, minlength=PHASES) / counts
+    return PhaseMean(power_mw=float(means.mean()), samples=len(t_ns), phases_seen=seen)

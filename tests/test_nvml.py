@@ -1,0 +1,145 @@
+"""NVML in the variants that boards were seen to show, played by a fake library."""
+
+import itertools
+
+import pytest
+from fake_nvml import FakeNvml
+
+from lpvit_edge.errors import EnvironmentUnfitError
+from lpvit_profilers.base import opened
+from lpvit_profilers.nvml import NvmlSource
+from lpvit_profilers.nvml_probe import probe_averaging, probe_update_period
+
+
+def source_of(library: FakeNvml, index: int = 0) -> NvmlSource:
+    return NvmlSource(index, library=library, sleep=library.sleep)
+
+
+def growing(library_of: list[FakeNvml]) -> int:
+    """An energy counter at 100 W that steps every 100 ms."""
+    return 7_000_000 + int(library_of[0].now_s * 10 + 1e-9) * 10_000
+
+
+def test_instant_power_is_preferred_and_the_counter_used() -> None:
+    box: list[FakeNvml] = []
+    library = FakeNvml(
+        instant=lambda: 101_000,
+        average=lambda: 90_000,
+        power=lambda: 90_000,
+        energy=lambda: growing(box),
+    )
+    box.append(library)
+    with opened(source_of(library)) as source:
+        sample, info = source.sample(), source.info
+    assert (sample.total_mw, sample.quality) == (101_000.0, "measured")
+    assert (info.total_rule, info.scope) == ("GPU board (instant)", "gpu_board")
+    assert (info.has_counter, info.averaging_s, info.gain_class) == (True, 0.1, 0.05)
+    assert (info.sensor, info.notes) == ("Fake GPU", ())
+    assert sample.energy_mj == 7_010_000.0
+
+
+def test_everything_not_supported_is_refused_and_not_zero() -> None:
+    library = FakeNvml()
+    with pytest.raises(EnvironmentUnfitError, match="Fake GPU answers no power call"):
+        source_of(library).open()
+    assert not library.is_up
+
+
+def test_success_with_zeros_is_refused() -> None:
+    library = FakeNvml(instant=lambda: 0, average=lambda: 0, power=lambda: 0, energy=lambda: 0)
+    with pytest.raises(EnvironmentUnfitError, match="it answered 0 mW, which no GPU draws"):
+        source_of(library).open()
+
+
+def test_a_power_that_is_a_mean_of_a_second_says_so() -> None:
+    library = FakeNvml(power=lambda: 60_000)
+    with opened(source_of(library)) as source:
+        assert source.info.averaging_s == 1.0
+        assert "may be a mean over the last second" in source.info.notes[-1]
+        assert source.capabilities is not None
+        assert source.capabilities.instant == "NVML error 3"
+        assert source.capabilities.power is None
+
+
+def test_a_counter_that_stands_still_is_not_used() -> None:
+    library = FakeNvml(instant=lambda: 60_000, energy=lambda: 0)
+    with opened(source_of(library)) as source:
+        assert not source.info.has_counter
+        assert source.info.notes == ("no energy counter: it stood at 0 mJ for 300 ms",)
+        assert source.sample().energy_mj is None
+
+
+def test_a_power_that_fails_later_is_none_with_a_reason() -> None:
+    answers = itertools.chain([50_000, 50_000], itertools.repeat(0))
+    library = FakeNvml(instant=lambda: next(answers))
+    with opened(source_of(library)) as source:
+        assert source.sample().total_mw == 50_000.0
+        sample = source.sample()
+    assert (sample.total_mw, sample.quality) == (None, "unavailable")
+    assert sample.reason == "it answered 0 mW, which no GPU draws"
+
+
+def test_conditions_name_what_slows_the_gpu_and_leave_unknown_clocks_out() -> None:
+    with opened(source_of(FakeNvml(instant=lambda: 1, reasons=0x04 | 0x40 | 0x01))) as source:
+        found = source.conditions()
+    assert found.throttling == ("software power cap", "hardware thermal slowdown")
+    assert (found.temperature_c, found.clock_mhz) == (55.0, None)
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(EnvironmentUnfitError, match="NVML finds no GPU 3: Invalid Argument"):
+        source_of(FakeNvml(instant=lambda: 1), index=3).open()
+
+
+class Simulated:
+    """A clock that moves 1 ms a look, and a sensor of a given period and averaging behind it."""
+
+    def __init__(self, *, period_ms: int, window_ms: int) -> None:
+        self.now_ms, self._period_ms, self._window_ms = 0, period_ms, window_ms
+        self.busy_since_ms: int | None = None
+
+    def clock(self) -> int:
+        self.now_ms += 1
+        return self.now_ms * 1_000_000
+
+    def load(self) -> None:
+        if self.busy_since_ms is None:
+            self.busy_since_ms = self.now_ms
+
+    def noisy(self) -> float:
+        return 50_000.0 + self.now_ms // self._period_ms
+
+    def averaged(self) -> float:
+        at_ms = self.now_ms // self._period_ms * self._period_ms
+        busy_ms = 0 if self.busy_since_ms is None else at_ms - self.busy_since_ms
+        return 10_000.0 + 90_000.0 * min(1.0, max(0, busy_ms) / self._window_ms)
+
+
+@pytest.mark.parametrize("period_ms", [20, 100])
+def test_the_update_period_is_found(period_ms: int) -> None:
+    sensor = Simulated(period_ms=period_ms, window_ms=1)
+    found = probe_update_period(sensor.noisy, clock=sensor.clock)
+    assert found.update_period_s == period_ms / 1000
+
+
+def test_a_sensor_that_never_changes_has_an_unknown_period() -> None:
+    sensor = Simulated(period_ms=20, window_ms=1)
+    found = probe_update_period(lambda: 5.0, clock=sensor.clock)
+    assert (found.update_period_s, found.reason) == (
+        None,
+        "the power changed 0 times in 3 s; probe for longer",
+    )
+
+
+@pytest.mark.parametrize("window_ms", [100, 1000])
+def test_the_averaging_window_is_found_from_a_step(window_ms: int) -> None:
+    sensor = Simulated(period_ms=2, window_ms=window_ms)
+    found = probe_averaging(sensor.averaged, sensor.load, clock=sensor.clock)
+    assert found.averaging_s == pytest.approx(window_ms / 1000, rel=0.05)
+
+
+def test_a_load_that_moves_nothing_gives_no_window() -> None:
+    sensor = Simulated(period_ms=2, window_ms=100)
+    found = probe_averaging(sensor.averaged, lambda: None, clock=sensor.clock)
+    assert found.averaging_s is None
+    assert found.reason == "the load moved the reading by 0 mW only; use a heavier one"

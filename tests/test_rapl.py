@@ -1,0 +1,136 @@
+"""RAPL counters from constructed powercap trees (tests/fixtures/sysfs/README.md)."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lpvit_edge.errors import EnvironmentUnfitError
+from lpvit_profilers import rapl
+from lpvit_profilers.base import opened
+from lpvit_profilers.rapl import RaplSource
+
+SYSFS = Path(__file__).parent / "fixtures" / "sysfs"
+ZONE = "sys/class/powercap/intel-rapl/intel-rapl:0"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SYSFS / "rapl_server", tmp_path / "server"))
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SYSFS / "rapl_laptop", tmp_path / "laptop"))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The time in ns, as a list of one that a test may move."""
+    now = [1_000_000_000]
+    monkeypatch.setattr("lpvit_profilers.rapl.time.monotonic_ns", lambda: now[0])
+    return now
+
+
+def count(root: Path, zone: str, energy_uj: int) -> None:
+    (root / "sys/class/powercap/intel-rapl" / zone / "energy_uj").write_text(f"{energy_uj}\n")
+
+
+def test_packages_are_added_up_and_memory_is_a_rail_of_its_own(
+    server: Path, clock: list[int]
+) -> None:
+    with opened(RaplSource(server)) as source:
+        source.sample()
+        count(server, "intel-rapl:0", 262_143_100_000)  # 0.1 J
+        count(server, "intel-rapl:0/intel-rapl:0:0", 77_040_000)  # 0.04 J
+        count(server, "intel-rapl:1", 5_200_000)  # 0.2 J
+        clock[0] += 100_000_000
+        sample = source.sample()
+        assert source.info.total_rule == "package-0+package-1"
+    assert sample.rails_mw == {"package-0": 1000.0, "package-1": 2000.0, "package-0 dram": 400.0}
+    assert (sample.total_mw, sample.energy_mj) == (3000.0, 300.0)
+
+
+def test_a_counter_that_wraps_goes_on_growing(server: Path, clock: list[int]) -> None:
+    with opened(RaplSource(server)) as source:
+        source.sample()
+        count(server, "intel-rapl:0", 671_150)  # 328850 uJ to the wrap, then 671150
+        clock[0] += 1_000_000_000
+        sample = source.sample()
+    assert sample.rails_mw["package-0"] == 1000.0
+    assert sample.energy_mj == 1000.0
+
+
+def test_a_wrap_of_unknown_range_is_no_reading(server: Path) -> None:
+    (server / ZONE / "max_energy_range_uj").unlink()
+    with opened(RaplSource(server)) as source:
+        count(server, "intel-rapl:0", 5)
+        sample = source.sample()
+    assert (sample.energy_mj, sample.total_mw) == (None, None)
+    assert sample.reason == "a RAPL counter could not be read"
+
+
+def test_nested_domains_are_never_added(laptop: Path, clock: list[int]) -> None:
+    with opened(RaplSource(laptop)) as source:
+        source.sample()
+        for zone in ("", "/intel-rapl:0:0", "/intel-rapl:0:1"):
+            count(laptop, f"intel-rapl:0{zone}", 2_000_000)
+        count(laptop, "intel-rapl:1", 9_000_000)  # psys
+        clock[0] += 1_000_000_000
+        sample = source.sample()
+    assert sample.rails_mw == {"package-0": 1000.0}
+    assert sample.total_mw == 1000.0
+
+
+def test_the_whole_platform_is_counted_on_request(laptop: Path, clock: list[int]) -> None:
+    with opened(RaplSource(laptop, whole_platform=True)) as source:
+        source.sample()
+        count(laptop, "intel-rapl:0", 2_000_000)
+        count(laptop, "intel-rapl:1", 9_000_000)
+        clock[0] += 1_000_000_000
+        assert source.sample().rails_mw == {"psys": 8000.0}
+
+
+def test_the_memory_mapped_view_of_a_package_is_not_counted_again(server: Path) -> None:
+    zone = server / "sys/class/powercap/intel-rapl-mmio/intel-rapl-mmio:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0\n")
+    (zone / "energy_uj").write_text("1\n")
+    with opened(RaplSource(server)) as source:
+        assert source.info.rails == ("package-0", "package-1", "package-0 dram")
+
+
+def test_the_first_sample_has_energy_but_no_power(server: Path) -> None:
+    with opened(RaplSource(server)) as source:
+        sample = source.sample()
+    assert (sample.total_mw, sample.energy_mj) == (None, 0.0)
+    assert sample.reason == "power needs two samples"
+
+
+def test_a_forbidden_counter_gives_the_remedy_in_one_line(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = rapl.os.open
+
+    def forbidden(path: Path, flags: int) -> int:
+        if Path(path).name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags)
+
+    monkeypatch.setattr("lpvit_profilers.rapl.os.open", forbidden)
+    with pytest.raises(EnvironmentUnfitError) as caught:
+        RaplSource(server).open()
+    assert "energy_uj is readable for root only; sudo chmod a+r" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_machine_without_rapl_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match="not in most virtual machines"):
+        RaplSource(tmp_path).open()
+
+
+def test_a_source_can_be_opened_again(server: Path) -> None:
+    source = RaplSource(server)
+    for _ in range(2):
+        with opened(source):
+            assert source.sample().energy_mj == 0.0
