@@ -5,15 +5,12 @@ Imports of stages live inside the commands, so that `lpvit --help` works on any 
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lpvit_edge import __version__, options
-from lpvit_edge.errors import LpvitEdgeError, UnknownOptionError
-
-if TYPE_CHECKING:
-    from lpvit_edge.job import Job
+from lpvit_edge.errors import LpvitEdgeError
 
 app = typer.Typer(
     name="lpvit",
@@ -65,16 +62,17 @@ def optimize(
     Example: lpvit optimize examples/factory_line/model.toml --target-latency 0.5x --out runs/demo
     """
     from lpvit_edge import optimize as main_job
+    from lpvit_edge import run_folder
     from lpvit_edge.table import show
 
-    job = _job(model, out, weights, calibration, heldout, images, engine, threads, patterns)
-    goal = main_job.Goal(
+    job = options.job(model, out, weights, calibration, heldout, images, engine, threads, patterns)
+    goal = run_folder.Goal(
         target_latency=target_latency,
-        allocator=_one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
-        criterion=_one_of(criterion, ("hessian", "taylor"), "--criterion"),
+        allocator=options.one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
+        criterion=options.one_of(criterion, ("hessian", "taylor"), "--criterion"),
         curve=curve,
     )
-    main_job.start(job, goal, resume=resume, overwrite=overwrite)
+    run_folder.start(job, goal, resume=resume, overwrite=overwrite)
     result = main_job.optimize(job, goal)
     if json:
         sys.stdout.write(job.path("optimize.json").read_text(encoding="utf-8"))
@@ -95,19 +93,27 @@ def profile(
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
     patterns: options.Patterns = options.DEFAULT_PATTERNS,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for the layer forms: 90s, 5m. Largest layers first.")
+    ] = None,
 ) -> None:
     """Measure what every form of every layer costs on this device: device_profile.json.
 
-    Example: lpvit profile examples/factory_line/model.toml --out runs/demo
+    Example: lpvit profile examples/factory_line/model.toml --budget 5m --out runs/demo
     """
-    from lpvit_edge import steps
+    from lpvit_edge.budget import seconds_of
+    from lpvit_edge.device_profile import profile_device
 
-    job = _job(model, out, weights, calibration, heldout, 1, engine, threads, patterns)
-    record = steps.profile(job)
+    job = options.job(model, out, weights, calibration, heldout, 1, engine, threads, patterns)
+    seconds = None if budget is None else seconds_of(budget)
+    record = profile_device(job, seconds=seconds)
     print(
         f"{job.path('device_profile.json')}: {len(record.gemms)} forms, dense "
-        f"{record.dense.median_ms:.3f} ms, sum of parts {record.sum_over_measured:.2f} of it"
+        f"{record.dense.median_ms:.3f} ms, sum of parts {record.sum_over_measured:.2f} of it, "
+        f"energy {record.power.quality}"
     )
+    for reason in record.reasons:
+        print(f"may not be trusted because {reason}")
 
 
 @app.command()
@@ -126,7 +132,7 @@ def sensitivity(
     """
     from lpvit_edge import steps
 
-    job = _job(model, out, weights, calibration, heldout, images, "openvino", 0, patterns)
+    job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0, patterns)
     record = steps.sensitivity(job)
     print(f"{job.path('sensitivity.json')}: {len(record.curves)} curves, {record.images} images")
 
@@ -153,8 +159,8 @@ def allocate(
         measured,
         curves,
         budget_ms=latency_budget_ms(target_latency, dense_ms=measured.dense.median_ms),
-        allocator=_one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
-        criterion=_one_of(criterion, ("hessian", "taylor"), "--criterion"),
+        allocator=options.one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
+        criterion=options.one_of(criterion, ("hessian", "taylor"), "--criterion"),
     )
     files.save(record, folder / "allocation.json")
     sparse = sum(choice.pattern != "dense" for choice in record.choices)
@@ -181,7 +187,7 @@ def prune(
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    job = _job(model, out, weights, calibration, heldout, images, "openvino", 0, "64x1")
+    job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0, "64x1")
     record = steps.prune(job, allocation)
     print(f"{job.path('model.safetensors')}: {len(record.layers)} layers pruned and repaired")
 
@@ -204,7 +210,7 @@ def build(
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    job = _job(model, out, weights, calibration, heldout, 8, engine, threads, "64x1")
+    job = options.job(model, out, weights, calibration, heldout, 8, engine, threads, "64x1")
     log = steps.export(job, allocation)
     steps.build(job)
     print(f"{job.path('model.onnx')}: differs from torch by {log.engine_error:.1e} at most")
@@ -228,7 +234,7 @@ def check(
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    job = _job(model, out, weights, calibration, heldout, 1, engine, threads, "64x1")
+    job = options.job(model, out, weights, calibration, heldout, 1, engine, threads, "64x1")
     record = steps.check(job, allocation)
     drop = "no labels" if record.accuracy_drop is None else f"{100 * record.accuracy_drop:.2f}"
     print(f"{job.path('check.json')}: {record.speedup:.2f}x faster, accuracy drop {drop} points")
@@ -247,42 +253,6 @@ def report(
 
     write_report(load_document(folder / "optimize.json"), folder / "report.html")
     print(folder / "report.html")
-
-
-def _job(
-    model: str,
-    out: Path,
-    weights: Path | None,
-    calibration: Path | None,
-    heldout: Path | None,
-    images: int,
-    engine: str,
-    threads: int,
-    patterns: str,
-) -> "Job":
-    from lpvit_edge.deps import require
-    from lpvit_edge.job import available_threads, prepare
-
-    require("torch")
-    from lpvit_edge.models import load_model
-
-    loaded = load_model(model, weights=weights)
-    return prepare(
-        loaded,
-        out,
-        calibration=calibration or loaded.calibration,
-        heldout=heldout or loaded.heldout,
-        images=images,
-        engine=engine,
-        threads=threads or available_threads(),
-        patterns=tuple(patterns.split(",")),
-    )
-
-
-def _one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
-    if value not in allowed:
-        raise UnknownOptionError(f"{option} {value!r}; choose one of {', '.join(allowed)}")
-    return value
 
 
 def main() -> int:

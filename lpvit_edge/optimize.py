@@ -10,9 +10,9 @@ import msgspec
 from lpvit_edge import files, result, steps
 from lpvit_edge.allocate import allocate
 from lpvit_edge.budget import latency_budget_ms
+from lpvit_edge.device_profile import profile_device
 from lpvit_edge.errors import BudgetNotMetError, FileFormatError, MismatchError
 from lpvit_edge.files import write_atomic
-from lpvit_edge.images import content_sha256
 from lpvit_edge.job import Job
 from lpvit_edge.progress import track
 from lpvit_edge.records import (
@@ -21,60 +21,16 @@ from lpvit_edge.records import (
     DeviceProfile,
     ExportLog,
     Manifest,
-    ModelIdentity,
     PruneLog,
     Record,
     Sensitivity,
 )
+from lpvit_edge.run_folder import Goal
 
 RecordT = TypeVar("RecordT", bound=Record)
 
-# In the order in which they are written; each depends on those before it.
-ARTEFACTS = (
-    "run.json",
-    "dense.onnx",
-    "device_profile.json",
-    "sensitivity.json",
-    "allocation.json",
-    "model.safetensors",
-    "prune.json",
-    "model.onnx",
-    "export.json",
-    "manifest.json",
-    "check.json",
-    "curve.json",
-    "optimize.json",
-    "report.html",
-)
 CURVE_TARGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
 CURVE_IMAGES = 500
-
-
-class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """What to reach and how."""
-
-    target_latency: str
-    allocator: str = "milp"
-    criterion: str = "hessian"
-    curve: bool = True
-    layer_seconds: float = 0.2  # timing of each form of each layer, twice
-    network_seconds: float = 3.0  # of each network while an allocation is verified
-    check_seconds: float = 10.0  # of each engine in the closing comparison
-
-
-class Run(Record, frozen=True, kw_only=True):
-    """What a run folder was made for: `--resume` goes on only with the same."""
-
-    KIND: ClassVar[str] = "run"
-
-    model: ModelIdentity
-    calibration_sha256: str
-    target_latency: str
-    allocator: str
-    criterion: str
-    engine: str
-    threads: int
-    patterns: tuple[str, ...]
 
 
 class Curve(Record, frozen=True, kw_only=True):
@@ -83,44 +39,6 @@ class Curve(Record, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "curve"
 
     points: tuple[result.CurvePoint, ...]
-
-
-def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
-    """Make the run folder ready. Raises MismatchError when it holds another run."""
-    run = Run(
-        model=job.model.identity,
-        calibration_sha256=content_sha256(job.calibration),
-        target_latency=goal.target_latency,
-        allocator=goal.allocator,
-        criterion=goal.criterion,
-        engine=job.engine,
-        threads=job.threads,
-        patterns=job.patterns,
-    )
-    found = [name for name in ARTEFACTS if job.path(name).exists()]
-    if found and resume:
-        _refuse_other_run(files.load(Run, job.path("run.json")), run, job.folder)
-    elif found and not overwrite:
-        raise MismatchError(
-            f"{job.folder} already holds a run ({', '.join(found[:3])} ...); pass --resume to go "
-            "on with it, --overwrite to start again, or another --out"
-        )
-    elif found:
-        for name in found:
-            job.path(name).unlink()
-    files.save(run, job.path("run.json"))
-
-
-def _refuse_other_run(found: Run, expected: Run, folder: Path) -> None:
-    different = [
-        f"{field} was {getattr(found, field)!r}, now {getattr(expected, field)!r}"
-        for field in Run.__struct_fields__
-        if getattr(found, field) != getattr(expected, field)
-    ]
-    if different:
-        raise MismatchError(
-            f"{folder} is of another run: {'; '.join(different)}. Pass --overwrite to start again"
-        )
 
 
 def optimize(job: Job, goal: Goal) -> dict[str, Any]:
@@ -132,7 +50,9 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         job,
         "device_profile.json",
         DeviceProfile,
-        lambda: steps.profile(job, layer_seconds=goal.layer_seconds),
+        lambda: profile_device(
+            job, seconds=goal.profile_seconds, network_seconds=goal.network_seconds
+        ),
     )
     refuse_other_device(profile)
     curves = _once(job, "sensitivity.json", Sensitivity, lambda: steps.sensitivity(job))

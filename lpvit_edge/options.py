@@ -1,9 +1,14 @@
 """Options that several verbs share, and what they are turned into."""
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+
+from lpvit_edge.errors import UnknownOptionError
+
+if TYPE_CHECKING:
+    from lpvit_edge.job import Job
 
 Model: TypeAlias = Annotated[
     str,
@@ -39,3 +44,41 @@ Json: TypeAlias = Annotated[
 ]
 
 DEFAULT_PATTERNS = "64x1,64x16,32x32"
+
+
+def job(
+    model: str,
+    out: Path,
+    weights: Path | None,
+    calibration: Path | None,
+    heldout: Path | None,
+    images: int,
+    engine: str,
+    threads: int,
+    patterns: str,
+) -> "Job":
+    """Load the model and find its images, as the options say."""
+    from lpvit_edge.deps import require
+    from lpvit_edge.job import available_threads, prepare
+
+    require("torch")
+    from lpvit_edge.models import load_model
+
+    loaded = load_model(model, weights=weights)
+    return prepare(
+        loaded,
+        out,
+        calibration=calibration or loaded.calibration,
+        heldout=heldout or loaded.heldout,
+        images=images,
+        engine=engine,
+        threads=threads or available_threads(),
+        patterns=tuple(patterns.split(",")),
+    )
+
+
+def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
+    """The value, or UnknownOptionError naming what is allowed."""
+    if value not in allowed:
+        raise UnknownOptionError(f"{option} {value!r}; choose one of {', '.join(allowed)}")
+    return value

@@ -2,7 +2,7 @@
 
 A layer is far shorter than one engine call, so it is timed inside a small network of several
 copies, each with weights of its own (a real network never finds its weights in the cache either),
-and the time of a network without layers is taken off:
+in alternation with a network without layers, whose time is taken off:
 
     latency = (t(COPIES layers) - t(0 layers)) / COPIES
 
@@ -10,35 +10,39 @@ The rest of the network (attention, norms, patch embedding, head) is the whole n
 prunable layer emptied to zero blocks, less what the empty layers cost alone.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
-from lpvit_edge import onnx_nodes
 from lpvit_edge.deps import require
 from lpvit_edge.files import write_atomic
-from lpvit_edge.pattern import Pattern, parse_pattern
+from lpvit_edge.layer_networks import COPIES, LayerForm, layer_forms, network
 from lpvit_edge.progress import track
 from lpvit_edge.records import GemmCost, LayerShape
 
 if TYPE_CHECKING:
-    from lpvit_engines import Engine
-    from lpvit_profilers.latency import LatencyMeasurement
+    from numpy.typing import NDArray
 
-COPIES = 4
+    from lpvit_engines import Engine
+    from lpvit_profilers.base import SourceInfo
+    from lpvit_profilers.latency import LatencyMeasurement
+    from lpvit_profilers.sampler import Sampler
+
 # What an ordinary processor is asked first: one input column by 64 output rows runs as fast there
 # as 64 by 64 and costs almost no accuracy. A GPU needs its own menu.
-CPU_PATTERNS = ("64x1", "64x16", "32x32")
+PATTERN_MENUS: dict[str, tuple[str, ...]] = {
+    "openvino": ("64x1", "64x16", "32x32"),
+    "fake": ("64x1", "64x16", "32x32"),
+}
 SPARSITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
-
-
-class _Form(msgspec.Struct, frozen=True, kw_only=True):
-    shape: LayerShape
-    pattern: str
-    sparsity: float
+DEFAULT_SECONDS = 0.3  # for each form, when no budget says otherwise
+_MIN_SECONDS, _MAX_SECONDS = 0.03, 2.0
+ENERGY_WINDOW_S = 3.0
 
 
 def profile_gemms(
@@ -46,104 +50,108 @@ def profile_gemms(
     *,
     engine: str,
     threads: int,
-    scratch: Path,
-    patterns: tuple[str, ...] = CPU_PATTERNS,
+    patterns: tuple[str, ...],
     sparsities: tuple[float, ...] = SPARSITIES,
-    seconds_each: float = 0.2,
-    rounds: int = 2,
+    seconds: float | None = None,
+    kept: tuple[GemmCost, ...] = (),
+    keep: Callable[[tuple[GemmCost, ...]], None] | None = None,
+    sensor: "tuple[Sampler, SourceInfo] | None" = None,
 ) -> tuple[GemmCost, ...]:
     """Time every distinct layer, dense and in every pattern that divides it.
 
-    `rounds` passes over all forms, whose samples are put together, so that a passing disturbance
-    does not decide between two forms. Scratch networks are written to `scratch`.
+    `seconds` bounds the whole: forms of layers with more work get more of it, and when it has
+    passed, forms not yet timed are left out, so they are no option later (the dense forms and one
+    empty form of each layer, which every prediction needs, never are).
+    `kept` are costs from an interrupted run; `keep` is called with all costs after each form.
+    With a running `sensor` each form's energy is measured too.
     """
-    forms = _distinct_forms(layers, patterns, sparsities)
-    timed: dict[_Form, list[float]] = {form: [] for form in forms}
-    stable: dict[_Form, bool] = dict.fromkeys(forms, True)
-    jobs = [form for _ in range(rounds) for form in forms]
-    for form in track(jobs, what="profile: layer forms", total=len(jobs)):
-        base = _time(_network(form, copies=0), engine, threads, scratch, seconds_each / 4)
-        full = _time(_network(form, copies=COPIES), engine, threads, scratch, seconds_each)
-        timed[form] += [(sample - base.median_ms) / COPIES for sample in full.samples_ms]
-        stable[form] &= full.stable
-    return tuple(_cost(form, timed[form], stable=stable[form]) for form in forms)
+    forms = layer_forms(layers, patterns, sparsities)
+    required = _required(forms)
+    forms = (*required, *(form for form in forms if form not in required))
+    share = _shares(forms, seconds)
+    known = {_form_key(cost): cost for cost in kept}
+    deadline_s = time.monotonic() + (seconds if seconds is not None else float("inf"))
+    costs: list[GemmCost] = []
+    for form in track(forms, what="profile: layer forms", total=len(forms)):
+        key = (_shape_key(form.shape), form.pattern, form.sparsity)
+        late = time.monotonic() > deadline_s and form not in required
+        if key in known:
+            costs.append(known[key])
+        elif not late:
+            costs.append(measure_form(form, engine, threads, share[form], sensor))
+            if keep is not None:
+                keep(tuple(costs))
+    return tuple(costs)
 
 
-def _distinct_forms(
-    layers: tuple[LayerShape, ...], patterns: tuple[str, ...], sparsities: tuple[float, ...]
-) -> list[_Form]:
-    unnamed = {msgspec.structs.replace(layer, name="") for layer in layers}
-    shapes = sorted(unnamed, key=lambda s: -s.tokens * s.in_features * s.out_features)
-    return [form for shape in shapes for form in _forms(shape, patterns, sparsities)]
+def _required(forms: tuple[LayerForm, ...]) -> tuple[LayerForm, ...]:
+    """Dense forms, and each shape emptied in the first pattern that fits it."""
+    dense = [form for form in forms if form.pattern == "dense"]
+    empty = {form.shape: form for form in reversed(forms) if form.sparsity == 1.0}
+    return (*dense, *(empty[form.shape] for form in dense if form.shape in empty))
 
 
-def _forms(
-    shape: LayerShape, patterns: tuple[str, ...], sparsities: tuple[float, ...]
-) -> Iterator[_Form]:
-    yield _Form(shape=shape, pattern="dense", sparsity=0.0)
-    for pattern in patterns:
-        if parse_pattern(pattern).fits(shape.out_features, shape.in_features):
-            for sparsity in sparsities:
-                yield _Form(shape=shape, pattern=pattern, sparsity=sparsity)
+def _shares(forms: tuple[LayerForm, ...], seconds: float | None) -> dict[LayerForm, float]:
+    """Seconds of timing for each form, by the root of the work in its layers."""
+    if seconds is None:
+        return dict.fromkeys(forms, DEFAULT_SECONDS)
+    weights = {form: float(form.macs) ** 0.5 for form in forms}
+    # Loading two networks for each form takes about as long as timing them for a short while.
+    scale = 0.5 * seconds / sum(weights.values())
+    return {f: min(_MAX_SECONDS, max(_MIN_SECONDS, scale * w)) for f, w in weights.items()}
 
 
-def _network(form: _Form, *, copies: int) -> bytes:
-    shape = form.shape
-    generator = np.random.default_rng(0)
-    weights = [_random_weight(form, generator) for _ in range(copies)]
-    model = onnx_nodes.repeated_layer_model(
-        tokens=shape.tokens,
-        in_features=shape.in_features,
-        out_features=shape.out_features,
-        activation=shape.activation,
-        copies=weights,
-    )
-    content: bytes = model.SerializeToString()
-    return content
-
-
-def _random_weight(form: _Form, generator: np.random.Generator) -> "onnx_nodes.Weight":
-    from lpvit_engines.block_sparse import BlockSparseMatrix
-
-    shape = form.shape
-    size = (shape.out_features, shape.in_features)
-    weight = generator.standard_normal(size, np.float32) / np.float32(shape.in_features**0.5)
-    if form.pattern == "dense":
-        return weight
-    pattern = parse_pattern(form.pattern)
-    weight *= _random_mask(pattern, size, form.sparsity, generator)
-    return BlockSparseMatrix.from_dense(weight, block_rows=pattern.rows, block_cols=pattern.cols)
-
-
-def _random_mask(
-    pattern: Pattern, size: tuple[int, int], sparsity: float, generator: np.random.Generator
-) -> "np.ndarray[tuple[int, int], np.dtype[np.bool_]]":
-    grid = (size[0] // pattern.rows, size[1] // pattern.cols)
-    keep = np.ones(grid[0] * grid[1], np.bool_)
-    dropped = round(sparsity * len(keep))
-    keep[generator.permutation(len(keep))[:dropped]] = False
-    return keep.reshape(grid).repeat(pattern.rows, 0).repeat(pattern.cols, 1)
-
-
-def _time(
-    content: bytes, engine: str, threads: int, scratch: Path, seconds: float
-) -> "LatencyMeasurement":
+def measure_form(
+    form: LayerForm,
+    engine: str,
+    threads: int,
+    seconds: float,
+    sensor: "tuple[Sampler, SourceInfo] | None" = None,
+) -> GemmCost:
+    """Time one form; `seconds` are split between the network with layers and the one without."""
     from lpvit_engines import load_engine
-    from lpvit_profilers.latency import measure_latency
+    from lpvit_profilers.latency import measure_alternating
 
-    path = scratch / "layer.onnx"
-    write_atomic(path, content)
-    with load_engine(engine, path, threads=threads) as loaded:
-        x = _random_input(loaded)
-        return measure_latency(lambda: loaded.infer(x), min_time_s=seconds)
+    with TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        runs: dict[str, Callable[[], object]] = {}
+        for name, copies in (("full", COPIES), ("base", 0)):
+            path = Path(scratch) / f"{name}.onnx"
+            write_atomic(path, network(form, copies=copies))
+            loaded = stack.enter_context(load_engine(engine, path, threads=threads))
+            runs[name] = _run(loaded)
+        timed = measure_alternating(runs, min_time_s=seconds / 2)
+        energy = None if sensor is None else _energy_mj(runs, *sensor)
+    return _cost(form, timed, energy_mj=energy)
 
 
-def _random_input(engine: "Engine") -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+def _run(engine: "Engine") -> Callable[[], object]:
+    x = random_input(engine)
+    return lambda: engine.infer(x)
+
+
+def random_input(engine: "Engine") -> "NDArray[np.float32]":
+    """Noise of the engine's input shape."""
     return np.random.default_rng(1).standard_normal(engine.input_shape, np.float32)
 
 
-def _cost(form: _Form, samples_ms: list[float], *, stable: bool) -> GemmCost:
-    median = float(np.median(samples_ms))
+def _energy_mj(
+    runs: dict[str, Callable[[], object]], sampler: "Sampler", info: "SourceInfo"
+) -> float | None:
+    """Gross energy of one layer; None where the sensor could not tell."""
+    from lpvit_profilers.energy_window import measure_window
+
+    windows = [
+        measure_window(runs[name], sampler, info, for_s=ENERGY_WINDOW_S)
+        for name in ("full", "base")
+    ]
+    per_call = [w.energy_mj / w.calls for w in windows if w.energy_mj is not None and w.calls]
+    return (per_call[0] - per_call[1]) / COPIES if len(per_call) == 2 else None
+
+
+def _cost(
+    form: LayerForm, timed: "Mapping[str, LatencyMeasurement]", *, energy_mj: float | None
+) -> GemmCost:
+    full, base = timed["full"], timed["base"]
     return GemmCost(
         tokens=form.shape.tokens,
         in_features=form.shape.in_features,
@@ -151,9 +159,10 @@ def _cost(form: _Form, samples_ms: list[float], *, stable: bool) -> GemmCost:
         activation=form.shape.activation,
         pattern=form.pattern,
         sparsity=form.sparsity,
-        latency_ms=max(median, 0.0),
-        spread_ms=float(np.median(np.abs(np.asarray(samples_ms) - median))),
-        stable=stable,
+        latency_ms=max(0.0, (full.median_ms - base.median_ms) / COPIES),
+        spread_ms=(full.mad_ms + base.mad_ms) / COPIES,
+        stable=full.stable and base.stable,
+        energy_mj=energy_mj,
     )
 
 
@@ -168,11 +177,7 @@ def profile_networks(
         load_engine(engine, dense, threads=threads) as full,
         load_engine(engine, other, threads=threads) as second,
     ):
-        x = _random_input(full)
-        return measure_alternating(
-            {"dense": lambda: full.infer(x), "other": lambda: second.infer(x)},
-            min_time_s=seconds,
-        )
+        return measure_alternating({"dense": _run(full), "other": _run(second)}, min_time_s=seconds)
 
 
 def rest_ms(
@@ -201,6 +206,44 @@ def dense_layers_ms(layers: tuple[LayerShape, ...], gemms: tuple[GemmCost, ...])
     return sum(cost[_shape_key(layer), "dense", 0.0] for layer in layers)
 
 
+def in_place_ms(
+    dense: Path, layers: tuple[LayerShape, ...], *, engine: str, threads: int
+) -> dict[str, float]:
+    """Time of each layer inside the running dense network, where the engine can tell.
+
+    The layer's bias and its GELU, which the engine fuses, are in it.
+    """
+    if engine != "openvino":
+        return {}
+    from lpvit_engines import load_engine
+    from lpvit_engines.openvino_times import node_times
+
+    with load_engine(engine, dense, threads=threads) as loaded:
+        x = random_input(loaded)
+    found = dict.fromkeys((layer.name for layer in layers), 0.0)
+    for node in node_times(dense, x, threads=threads, runs=50):
+        owners = {name.rpartition("/")[0] for name in node.originals} & found.keys()
+        for owner in owners:
+            found[owner] += node.median_ms
+    return {name: ms for name, ms in found.items() if ms > 0.0}
+
+
+def rank_correlation(
+    in_place: Mapping[str, float], layers: tuple[LayerShape, ...], gemms: tuple[GemmCost, ...]
+) -> float | None:
+    """Spearman's rho between layers timed alone and in place; None for fewer than three."""
+    cost = _cost_table(gemms)
+    pairs = [
+        (cost[_shape_key(layer), "dense", 0.0], in_place[layer.name])
+        for layer in layers
+        if layer.name in in_place
+    ]
+    if len(pairs) < 3:
+        return None
+    alone, inside = zip(*pairs, strict=True)
+    return float(require("scipy.stats").spearmanr(alone, inside).statistic)
+
+
 _ShapeKey = tuple[int, int, int, str]
 
 
@@ -208,8 +251,12 @@ def _shape_key(part: LayerShape | GemmCost) -> _ShapeKey:
     return part.tokens, part.in_features, part.out_features, part.activation
 
 
+def _form_key(cost: GemmCost) -> tuple[_ShapeKey, str, float]:
+    return _shape_key(cost), cost.pattern, cost.sparsity
+
+
 def _cost_table(gemms: tuple[GemmCost, ...]) -> dict[tuple[_ShapeKey, str, float], float]:
-    return {(_shape_key(g), g.pattern, g.sparsity): g.latency_ms for g in gemms}
+    return {_form_key(g): g.latency_ms for g in gemms}
 
 
 def engine_version(engine: str) -> str:

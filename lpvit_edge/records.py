@@ -80,6 +80,29 @@ class GemmCost(Part, frozen=True, kw_only=True):
     latency_ms: float
     spread_ms: float
     stable: bool
+    energy_mj: float | None = None  # gross, of one layer; None without a power sensor
+
+
+class PartialProfile(Record, frozen=True, kw_only=True):
+    """Costs measured so far, so that an interrupted profile goes on."""
+
+    KIND: ClassVar[str] = "partial-profile"
+
+    fingerprint: str
+    model: ModelIdentity
+    engine: str
+    threads: int
+    patterns: tuple[str, ...]
+    gemms: tuple[GemmCost, ...]
+
+
+class PowerNote(Part, frozen=True, kw_only=True):
+    """Where the energies of a profile come from, or why there are none."""
+
+    source: str | None
+    scope: str | None
+    quality: str  # measured | summed | suspect | unavailable
+    reason: str | None
 
 
 class DeviceProfile(Record, frozen=True, kw_only=True):
@@ -100,6 +123,11 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     dense: Latency  # the whole dense network, end to end
     rest_ms: float  # the network without its prunable layers, see lpvit_edge.profile
     sum_over_measured: float  # (rest + dense layers) / dense: 1.0 when the parts add up
+    in_place_ms: dict[str, float]  # of each layer inside the running dense network
+    rank_correlation: float | None  # between layers timed alone and in place (Spearman)
+    drift: float  # of the largest dense layer, from the first to the last minute of the profile
+    power: PowerNote
+    reasons: tuple[str, ...]  # why the profile may not be trusted; empty when nothing speaks so
 
 
 class SensitivityCurve(Part, frozen=True, kw_only=True):

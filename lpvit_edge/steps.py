@@ -1,6 +1,5 @@
 """The steps of the main job, each from files to files in one run folder.
 
-    profile      dense.onnx, device_profile.json
     sensitivity  sensitivity.json
     allocate     allocation.json
     prune        model.safetensors, prune.json
@@ -12,12 +11,9 @@ Each function loads what it needs, calls the library, and saves what the next on
 """
 
 import copy
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from lpvit_edge import files
 from lpvit_edge.errors import MismatchError
@@ -28,7 +24,6 @@ from lpvit_edge.progress import track
 from lpvit_edge.records import (
     Allocation,
     Check,
-    DeviceProfile,
     ExportLog,
     Manifest,
     ModelIdentity,
@@ -47,74 +42,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # of the largest logit, between torch and an engine
 
 
-def profile(job: Job, *, layer_seconds: float = 0.2) -> DeviceProfile:
-    """Measure this device on every form of every layer, and on the whole dense network."""
-    from lpvit_edge import profile as profiling
-    from lpvit_edge.check import latency_record
-    from lpvit_profilers.device import fingerprint, identify
-
-    dense_onnx = job.path("dense.onnx")
-    export_model(job, job.model.module, {}, dense_onnx)
-    emptied, emptied_as = _emptied(job)
-    with tempfile.TemporaryDirectory() as scratch:
-        emptied_onnx = Path(scratch) / "emptied.onnx"
-        export_model(job, emptied, emptied_as, emptied_onnx)
-        gemms = profiling.profile_gemms(
-            job.walk.layers,
-            engine=job.engine,
-            threads=job.threads,
-            scratch=Path(scratch),
-            patterns=job.patterns,
-            seconds_each=layer_seconds,
-        )
-        measured = profiling.profile_networks(
-            dense_onnx,
-            emptied_onnx,
-            engine=job.engine,
-            threads=job.threads,
-            seconds=20 * layer_seconds,
-        )
-    dense = measured["dense"]
-    names = {name: str(pattern) for name, pattern in emptied_as.items()}
-    rest = profiling.rest_ms(measured["other"].median_ms, job.walk.layers, gemms, names)
-    identity = identify()
-    record = DeviceProfile(
-        device=msgspec.to_builtins(identity),
-        fingerprint=fingerprint(identity),
-        engine=job.engine,
-        engine_version=profiling.engine_version(job.engine),
-        precision="float32",
-        threads=job.threads,
-        batch=1,
-        model=job.model.identity,
-        layers=job.walk.layers,
-        gemms=gemms,
-        dense=latency_record(dense),
-        rest_ms=rest,
-        sum_over_measured=(rest + profiling.dense_layers_ms(job.walk.layers, gemms))
-        / dense.median_ms,
-    )
-    files.save(record, job.path("device_profile.json"))
-    return record
-
-
-def _emptied(job: Job) -> "tuple[nn.Module, dict[str, Pattern]]":
-    """The model with every prunable layer zero, and the pattern in which each is exported."""
-    import torch
-
-    model = copy.deepcopy(job.model.module)
-    patterns = [parse_pattern(name) for name in job.patterns]
-    chosen: dict[str, Pattern] = {}
-    for layer in job.walk.layers:
-        fitting = [p for p in patterns if p.fits(layer.out_features, layer.in_features)]
-        if fitting:
-            chosen[layer.name] = fitting[0]
-            with torch.no_grad():
-                model.get_parameter(f"{layer.name}.weight").zero_()
-    return model, chosen
-
-
 def export_model(job: Job, model: "nn.Module", patterns: Mapping[str, Pattern], path: Path) -> None:
+    """Write a model of the job's architecture, its layers in `patterns` as sparse nodes."""
     from lpvit_edge.export import export_onnx
 
     size = job.model.preprocess.image_size

@@ -10,7 +10,10 @@ import pytest
 pytest.importorskip("timm")
 pytest.importorskip("openvino")
 
-from lpvit_edge import files
+from lpvit_edge import (
+    files,
+    run_folder,
+)
 from lpvit_edge import optimize as main_job
 from lpvit_edge.errors import BudgetNotMetError, DataError, FileFormatError, MismatchError
 from lpvit_edge.job import Job, prepare
@@ -20,10 +23,10 @@ from lpvit_edge.report import write_report
 from lpvit_edge.result import load_document, wilson
 
 # So generous that a busy machine meets it: tests never assert a time.
-GOAL = main_job.Goal(
+GOAL = run_folder.Goal(
     target_latency="50x",
     allocator="uniform",
-    layer_seconds=0.002,
+    profile_seconds=1.0,
     network_seconds=0.02,
     check_seconds=0.05,
 )
@@ -46,7 +49,7 @@ def make_job(project: Path, folder: Path, **changes: Any) -> Job:
 def finished(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A whole run, once; tests copy its folder before they change anything."""
     job = make_job(tiny_project, tmp_path_factory.mktemp("runs") / "run")
-    main_job.start(job, GOAL, resume=False, overwrite=False)
+    run_folder.start(job, GOAL, resume=False, overwrite=False)
     main_job.optimize(job, GOAL)
     return job
 
@@ -59,7 +62,7 @@ def copied(job: Job, folder: Path) -> Job:
 
 
 def test_a_run_leaves_every_artefact_and_nothing_else(finished: Job) -> None:
-    assert {path.name for path in finished.folder.iterdir()} == set(main_job.ARTEFACTS)
+    assert {path.name for path in finished.folder.iterdir()} == set(run_folder.ARTEFACTS)
 
 
 def test_the_document_has_the_promised_fields(finished: Job) -> None:
@@ -115,7 +118,7 @@ def test_resume_makes_only_what_is_missing(finished: Job, tmp_path: Path) -> Non
     before = {p.name: p.stat().st_mtime_ns for p in job.folder.iterdir()}
     for name in ("check.json", "optimize.json", "report.html"):
         job.path(name).unlink()
-    main_job.start(job, GOAL, resume=True, overwrite=False)
+    run_folder.start(job, GOAL, resume=True, overwrite=False)
     main_job.optimize(job, GOAL)
     for name in ("device_profile.json", "sensitivity.json", "prune.json", "model.onnx"):
         assert job.path(name).stat().st_mtime_ns == before[name]
@@ -124,7 +127,7 @@ def test_resume_makes_only_what_is_missing(finished: Job, tmp_path: Path) -> Non
 
 def test_a_folder_with_a_run_is_not_overwritten_unasked(finished: Job) -> None:
     with pytest.raises(MismatchError, match=r"already holds a run .* --resume"):
-        main_job.start(finished, GOAL, resume=False, overwrite=False)
+        run_folder.start(finished, GOAL, resume=False, overwrite=False)
 
 
 def test_resume_with_other_settings_names_the_difference(finished: Job, tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_resume_with_other_settings_names_the_difference(finished: Job, tmp_path
     job = copied(finished, tmp_path)
     other = msgspec.structs.replace(GOAL, target_latency="0.3x")
     with pytest.raises(MismatchError, match=r"target_latency was '50x', now '0.3x'"):
-        main_job.start(job, other, resume=True, overwrite=False)
+        run_folder.start(job, other, resume=True, overwrite=False)
 
 
 def test_a_profile_of_another_machine_is_refused_by_name(finished: Job, tmp_path: Path) -> None:

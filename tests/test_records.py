@@ -5,22 +5,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lpvit_edge import files, optimize, records
+from lpvit_edge import files, optimize, records, run_folder
 from lpvit_edge.records import Record
 
 KEPT = Path(__file__).parent / "fixtures/records"
-KINDS = {
-    kind.KIND: kind
-    for kind in (
-        optimize.Run,
-        optimize.Curve,
-        *(
-            value
-            for value in vars(records).values()
-            if isinstance(value, type) and issubclass(value, Record) and value is not Record
-        ),
-    )
-}
+
+
+def kinds() -> dict[str, type[Record]]:
+    """Every kind of file by its name."""
+    found: list[type[Record]] = [run_folder.Run, optimize.Curve]
+    for value in vars(records).values():
+        if isinstance(value, type) and issubclass(value, Record) and value is not Record:
+            found.append(value)
+    return {kind.KIND: kind for kind in found}
+
+
+KINDS = kinds()
 
 
 @pytest.mark.parametrize("path", sorted(KEPT.glob("*.json")), ids=lambda path: path.name)

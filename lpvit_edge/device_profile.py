@@ -1,0 +1,189 @@
+"""The first step: dense.onnx and device_profile.json, everything that this device was asked."""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lpvit_edge import files
+from lpvit_edge import profile as profiling
+from lpvit_edge.errors import FileFormatError
+from lpvit_edge.job import Job
+from lpvit_edge.pattern import Pattern, parse_pattern
+from lpvit_edge.records import DeviceProfile, GemmCost, LayerShape, PartialProfile, PowerNote
+from lpvit_edge.steps import export_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lpvit_profilers.base import SourceInfo
+    from lpvit_profilers.sampler import Sampler
+
+# Beyond these the profile says that it may not be trusted.
+_DRIFT_LIMIT, _UNSTABLE_LIMIT, _SUM_LIMITS = 0.05, 0.2, (0.8, 1.25)
+
+
+def profile_device(
+    job: Job, *, seconds: float | None = None, network_seconds: float = 4.0
+) -> DeviceProfile:
+    """Measure this device on every form of every layer, and on the whole dense network.
+
+    `seconds` bounds the layer forms, see lpvit_edge.profile. An interrupted profile leaves
+    device_profile.partial.json, from which the next call goes on.
+    """
+    from lpvit_edge.check import latency_record
+    from lpvit_profilers.device import fingerprint, identify
+
+    identity = identify()
+    partial = _Partial(job, fingerprint(identity))
+    dense_onnx = job.path("dense.onnx")
+    export_model(job, job.model.module, {}, dense_onnx)
+    with _sensor() as (sensor, power):
+        gemms = profiling.profile_gemms(
+            job.walk.layers,
+            engine=job.engine,
+            threads=job.threads,
+            patterns=job.patterns,
+            seconds=seconds,
+            kept=partial.kept(),
+            keep=partial.keep,
+            sensor=sensor,
+        )
+    emptied, emptied_as = _emptied(job)
+    with tempfile.TemporaryDirectory() as scratch:
+        emptied_onnx = Path(scratch) / "emptied.onnx"
+        export_model(job, emptied, emptied_as, emptied_onnx)
+        networks = profiling.profile_networks(
+            dense_onnx,
+            emptied_onnx,
+            engine=job.engine,
+            threads=job.threads,
+            seconds=network_seconds,
+        )
+    dense = networks["dense"]
+    names = {name: str(pattern) for name, pattern in emptied_as.items()}
+    layers = job.walk.layers
+    rest = profiling.rest_ms(networks["other"].median_ms, layers, gemms, names)
+    in_place = profiling.in_place_ms(dense_onnx, layers, engine=job.engine, threads=job.threads)
+    drift = _drift(job, gemms)
+    total = (rest + profiling.dense_layers_ms(layers, gemms)) / dense.median_ms
+    record = DeviceProfile(
+        device=msgspec.to_builtins(identity),
+        fingerprint=fingerprint(identity),
+        engine=job.engine,
+        engine_version=profiling.engine_version(job.engine),
+        precision="float32",
+        threads=job.threads,
+        batch=1,
+        model=job.model.identity,
+        layers=layers,
+        gemms=gemms,
+        dense=latency_record(dense),
+        rest_ms=rest,
+        sum_over_measured=total,
+        in_place_ms=in_place,
+        rank_correlation=profiling.rank_correlation(in_place, layers, gemms),
+        drift=drift,
+        power=power,
+        reasons=tuple(_reasons(gemms, drift, total)),
+    )
+    files.save(record, job.path("device_profile.json"))
+    partial.done()
+    return record
+
+
+class _Partial:
+    """The costs measured so far, on disk while the profile runs."""
+
+    def __init__(self, job: Job, fingerprint: str) -> None:
+        self.path = job.path("device_profile.partial.json")
+        self.empty = PartialProfile(
+            fingerprint=fingerprint,
+            model=job.model.identity,
+            engine=job.engine,
+            threads=job.threads,
+            patterns=job.patterns,
+            gemms=(),
+        )
+
+    def kept(self) -> tuple[GemmCost, ...]:
+        """What an interrupted run under the very same conditions left."""
+        if not self.path.exists():
+            return ()
+        try:
+            found = files.load(PartialProfile, self.path)
+        except FileFormatError:  # of another version: nothing is lost but the time
+            return ()
+        same = msgspec.structs.replace(found, gemms=()) == self.empty
+        return found.gemms if same else ()
+
+    def keep(self, gemms: tuple[GemmCost, ...]) -> None:
+        files.save(msgspec.structs.replace(self.empty, gemms=gemms), self.path)
+
+    def done(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sensor() -> "Iterator[tuple[tuple[Sampler, SourceInfo] | None, PowerNote]]":
+    """The best power sensor of this machine, sampling, or None; and what to say about it."""
+    from lpvit_profilers.base import opened
+    from lpvit_profilers.detect import default_source
+    from lpvit_profilers.sampler import Sampler
+
+    source = default_source()
+    if source is None:
+        reason = "no power sensor on this machine; the profile carries latency only"
+        yield None, PowerNote(source=None, scope=None, quality="unavailable", reason=reason)
+        return
+    with opened(source) as sensor, Sampler(sensor) as sampler:
+        info = sensor.info
+        note = PowerNote(source=info.name, scope=info.scope, quality=info.quality, reason=None)
+        yield (sampler, info), note
+
+
+def _emptied(job: Job) -> "tuple[nn.Module, dict[str, Pattern]]":
+    """The model with every prunable layer zero, and the pattern in which each is exported."""
+    import torch
+
+    model = copy.deepcopy(job.model.module)
+    patterns = [parse_pattern(name) for name in job.patterns]
+    chosen: dict[str, Pattern] = {}
+    for layer in job.walk.layers:
+        fitting = [p for p in patterns if p.fits(layer.out_features, layer.in_features)]
+        if fitting:
+            chosen[layer.name] = fitting[0]
+            with torch.no_grad():
+                model.get_parameter(f"{layer.name}.weight").zero_()
+    return model, chosen
+
+
+def _drift(job: Job, gemms: tuple[GemmCost, ...]) -> float:
+    """Relative change of the largest dense layer since it was timed first."""
+    from lpvit_edge.layer_networks import layer_forms
+
+    largest = layer_forms(job.walk.layers, (), ())[0]
+    before = next(g.latency_ms for g in gemms if g.pattern == "dense" and _same(g, largest.shape))
+    seconds = profiling.DEFAULT_SECONDS
+    after = profiling.measure_form(largest, job.engine, job.threads, seconds).latency_ms
+    return after / before - 1.0 if before > 0.0 else float("inf")
+
+
+def _same(gemm: GemmCost, shape: LayerShape) -> bool:
+    fields = ("tokens", "in_features", "out_features", "activation")
+    return all(getattr(gemm, field) == getattr(shape, field) for field in fields)
+
+
+def _reasons(gemms: tuple[GemmCost, ...], drift: float, total: float) -> Iterator[str]:
+    """Each completes "the profile may not be trusted because ..."."""
+    unstable = sum(not gemm.stable for gemm in gemms)
+    if unstable > _UNSTABLE_LIMIT * len(gemms):
+        yield f"{unstable} of {len(gemms)} forms were unstable; stop other programs, fix the clocks"
+    if abs(drift) > _DRIFT_LIMIT:
+        yield f"the same layer took {drift:+.0%} at the end; let the machine come to rest"
+    if not _SUM_LIMITS[0] <= total <= _SUM_LIMITS[1]:
+        yield f"the parts add up to {total:.2f} of the whole network; take layer times as relative"

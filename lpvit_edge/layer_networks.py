@@ -1,0 +1,88 @@
+"""Small networks around one layer in one form, with random weights, to be timed."""
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+
+from lpvit_edge import onnx_nodes
+from lpvit_edge.pattern import Pattern, parse_pattern
+from lpvit_edge.records import LayerShape
+
+COPIES = 4
+
+
+class LayerForm(msgspec.Struct, frozen=True, kw_only=True):
+    """A distinct layer shape in one pattern at one sparsity, and how many layers have the shape."""
+
+    shape: LayerShape
+    pattern: str
+    sparsity: float
+    layers: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all layers of this shape, dense, for one image."""
+        shape = self.shape
+        return self.layers * shape.tokens * shape.in_features * shape.out_features
+
+
+def layer_forms(
+    layers: tuple[LayerShape, ...], patterns: tuple[str, ...], sparsities: tuple[float, ...]
+) -> tuple[LayerForm, ...]:
+    """Every distinct shape dense, then in its patterns; each group begins with the most work."""
+    unnamed = [msgspec.structs.replace(layer, name="") for layer in layers]
+    dense = [
+        LayerForm(shape=shape, pattern="dense", sparsity=0.0, layers=unnamed.count(shape))
+        for shape in dict.fromkeys(unnamed)
+    ]
+    dense.sort(key=lambda form: -form.macs)
+    sparse = [form for first in dense for form in _sparse_forms(first, patterns, sparsities)]
+    return (*dense, *sparse)
+
+
+def _sparse_forms(
+    dense: LayerForm, patterns: tuple[str, ...], sparsities: tuple[float, ...]
+) -> Iterator[LayerForm]:
+    for pattern in patterns:
+        if parse_pattern(pattern).fits(dense.shape.out_features, dense.shape.in_features):
+            for sparsity in sparsities:
+                yield msgspec.structs.replace(dense, pattern=pattern, sparsity=sparsity)
+
+
+def network(form: LayerForm, *, copies: int) -> bytes:
+    """An ONNX file with several copies of the layer on one input, each with its own weights."""
+    shape = form.shape
+    generator = np.random.default_rng(0)
+    model = onnx_nodes.repeated_layer_model(
+        tokens=shape.tokens,
+        in_features=shape.in_features,
+        out_features=shape.out_features,
+        activation=shape.activation,
+        copies=[_random_weight(form, generator) for _ in range(copies)],
+    )
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _random_weight(form: LayerForm, generator: np.random.Generator) -> "onnx_nodes.Weight":
+    from lpvit_engines.block_sparse import BlockSparseMatrix
+
+    shape = form.shape
+    size = (shape.out_features, shape.in_features)
+    weight = generator.standard_normal(size, np.float32) / np.float32(shape.in_features**0.5)
+    if form.pattern == "dense":
+        return weight
+    pattern = parse_pattern(form.pattern)
+    weight *= _random_mask(pattern, size, form.sparsity, generator)
+    return BlockSparseMatrix.from_dense(weight, block_rows=pattern.rows, block_cols=pattern.cols)
+
+
+def _random_mask(
+    pattern: Pattern, size: tuple[int, int], sparsity: float, generator: np.random.Generator
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+    grid = (size[0] // pattern.rows, size[1] // pattern.cols)
+    keep = np.ones(grid[0] * grid[1], np.bool_)
+    dropped = round(sparsity * len(keep))
+    keep[generator.permutation(len(keep))[:dropped]] = False
+    return keep.reshape(grid).repeat(pattern.rows, 0).repeat(pattern.cols, 1)
