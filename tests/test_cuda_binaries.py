@@ -13,6 +13,7 @@ import pytest
 
 from cuda_src import compile as kernels
 from cuda_src.build import PARAMETERS, archive, build_variant, source_sha256
+from cuda_src.report import main_loop
 from lpvit_edge.errors import EngineError, FileFormatError
 from lpvit_engines.cuda.manifest import (
     BINARIES,
@@ -211,6 +212,17 @@ def test_the_machine_code_multiplies_on_tensor_cores_and_keeps_registers(
     assert not [op for op in opcodes if op.split(".")[0] in ("LDL", "STL")]
     wide = [op for op in opcodes if op.startswith("LDGSTS") and "128" in op]
     assert wide, "X and W are copied 16 bytes at a time"
+
+
+def test_the_columns_of_a_64_row_block_do_not_change_the_cost_of_a_panel() -> None:
+    """8 columns cost what 64 cost: only the gather differs, and it stays at nine copies."""
+    pytest.importorskip("triton", reason="the disassembler comes with triton")
+    loops = [
+        main_loop(MANIFEST.find(block_rows=64, block_cols=cols, dtype="float16"), target="sm_87")
+        for cols in (64, 32, 16, 8)
+    ]
+    assert [(loop.tensor, loop.copies) for loop in loops] == [(32, 9)] * 4
+    assert max(loop.instructions for loop in loops) <= 121
 
 
 @pytest.mark.parametrize("variant", MANIFEST.variants[::12], ids=lambda v: v.name)

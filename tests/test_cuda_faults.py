@@ -47,7 +47,10 @@ def test_the_unchanged_ptx_is_right() -> None:
 
 
 FAULTS = {
-    "late wait": (replaced(r"wait_group\s+1", "wait_group 5"), "wrong"),
+    "late wait": (  # the column table has not landed, so X is read from a poisoned address
+        replaced(r"wait_group\s+1", "wait_group 5"),
+        "fault: misaligned access to global memory",
+    ),
     "no barrier": (
         without_barriers,
         "fault: read of shared memory before a barrier after its write",
@@ -61,10 +64,7 @@ FAULTS = {
         replaced(r"setp\.lt\.s32", "setp.le.s32"),
         "fault: access to global memory outside every buffer",
     ),
-    "half of every copy": (  # of the column table too, whose rest is then poison
-        replaced(r"0x10, %r", "0x8, %r"),
-        "fault: misaligned access to global memory",
-    ),
+    "half of every copy": (replaced(r"0x10, %r", "0x8, %r"), "wrong"),
 }
 
 

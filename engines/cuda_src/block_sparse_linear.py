@@ -30,7 +30,7 @@ def block_sparse_linear(  # type: ignore[no-untyped-def]
     BK: tl.constexpr,
     KT: tl.constexpr,
     EPILOGUE: tl.constexpr,
-    UPCAST: tl.constexpr = False,
+    UPCAST: tl.constexpr,
 ):
     SEGMENTS: tl.constexpr = KT // BK
     row = rows + tl.program_id(0) * 4

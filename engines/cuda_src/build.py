@@ -44,7 +44,9 @@ SOURCES = ("block_sparse_linear.py", "compile.py")
 
 def main() -> int:
     """Write or compare every file of the binaries folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Build the shipped GPU kernels, or compare them with the source."
+    )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check = parser.parse_args().check
     files = build()
