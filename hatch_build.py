@@ -27,7 +27,8 @@ THREADS_LIBRARY = "engines/lpvit_engines/_tbb_threads.so"
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra"]
 # Name, floats in a register, registers across the widest strip, flags of its own. Everything else
 # is compiled for the plain baseline, so the library loads on every machine of the architecture.
-INSTRUCTION_SETS = {
+InstructionSet = tuple[str, int, int, list[str]]
+INSTRUCTION_SETS: dict[str, list[InstructionSet]] = {
     "x86_64": [
         ("portable", 4, 2, []),
         ("avx2", 8, 2, ["-mavx2", "-mfma"]),
@@ -51,21 +52,15 @@ class NativeKernel(BuildHookInterface):  # type: ignore[misc]
 
 def build_native(
     root: Path,
-    *,
-    output: Path | None = None,
-    flags: tuple[str, ...] = (),
-    machine: str = platform.machine(),
 ) -> list[Path]:
-    """Compile both libraries into `output` (by default beside the package); return their paths."""
+    """Compile both libraries beside the package's modules; return their paths."""
     compiler = find_compiler()
-    kernel, threads = (
-        (output / Path(name).name if output else root / name)
-        for name in (KERNEL_LIBRARY, THREADS_LIBRARY)
-    )
-    flags = (*COMMON, *shlex.split(os.environ.get("CXXFLAGS", "")), *flags)
-    with tempfile.TemporaryDirectory() as scratch:
-        build_kernel(compiler, flags, root / NATIVE, kernel, Path(scratch), machine)
-        build_threads(compiler, flags, root / NATIVE, threads, Path(scratch))
+    kernel, threads = root / KERNEL_LIBRARY, root / THREADS_LIBRARY
+    machine = platform.machine()
+    flags = shlex.split(os.environ.get("CXXFLAGS", ""))
+    sets = INSTRUCTION_SETS.get(machine, INSTRUCTION_SETS[""])
+    build_kernel(compiler, root / NATIVE, kernel, sets=sets, flags=flags)
+    build_threads(compiler, root / NATIVE, threads, flags=flags)
     return [kernel, threads]
 
 
@@ -84,45 +79,42 @@ def find_compiler() -> list[str]:
 
 def build_kernel(
     compiler: list[str],
-    flags: tuple[str, ...],
     native: Path,
     target: Path,
-    scratch: Path,
-    machine: str,
+    *,
+    sets: list[InstructionSet],
+    flags: list[str],
 ) -> None:
     """One object per instruction set, each with its own flags, and the dispatcher."""
-    objects = [str(scratch / "layer.o")]
-    compile_object(compiler, flags, native / "layer.cpp", scratch / "layer.o")
-    sets = INSTRUCTION_SETS.get({"AMD64": "x86_64"}.get(machine, machine), INSTRUCTION_SETS[""])
-    for name, lanes, widest, own_flags in sets:
-        macros = (f"-DLPVIT_ISA={name}", f"-DLPVIT_LANES={lanes}", f"-DLPVIT_WIDEST={widest}")
-        target_object = scratch / f"{name}.o"
-        compile_object(
-            compiler, (*flags, *own_flags, *macros), native / "kernel.cpp", target_object
-        )
-        objects.append(str(target_object))
-    command([*compiler, *flags, "-shared", *objects, "-o", str(target)])
+    flags = [*COMMON, *flags]
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = [compile_object(compiler, flags, native / "layer.cpp", Path(scratch, "layer.o"))]
+        for name, lanes, widest, own in sets:
+            macros = [f"-DLPVIT_ISA={name}", f"-DLPVIT_LANES={lanes}", f"-DLPVIT_WIDEST={widest}"]
+            words = [*flags, *own, *macros]
+            source, compiled = native / "kernel.cpp", Path(scratch, f"{name}.o")
+            objects.append(compile_object(compiler, words, source, compiled))
+        command([*compiler, *flags, "-shared", *objects, "-o", str(target)])
 
 
-def build_threads(
-    compiler: list[str], flags: tuple[str, ...], native: Path, target: Path, scratch: Path
-) -> None:
+def build_threads(compiler: list[str], native: Path, target: Path, *, flags: list[str]) -> None:
     """Link against an empty library that only bears TBB's soname.
 
     At run time that name finds the libtbb.so.12 which OpenVINO has loaded already, wherever it is.
     """
-    stub = scratch / "libtbb.so.12"
-    empty = scratch / "empty.cpp"
-    empty.write_text("")
-    command([*compiler, "-shared", str(empty), "-Wl,-soname,libtbb.so.12", "-o", str(stub)])
     include = f"-isystem{tbb_headers()}"
     source = str(native / "tbb_threads.cpp")
-    link = ["-Wl,--no-as-needed", str(stub), "-o", str(target)]
-    command([*compiler, *flags, include, "-shared", source, *link])
+    with tempfile.TemporaryDirectory() as scratch:
+        stub, empty = Path(scratch, "libtbb.so.12"), Path(scratch, "empty.cpp")
+        empty.write_text("")
+        command([*compiler, "-shared", str(empty), "-Wl,-soname,libtbb.so.12", "-o", str(stub)])
+        link = ["-Wl,--no-as-needed", str(stub), "-o", str(target)]
+        command([*compiler, *COMMON, *flags, include, "-shared", source, *link])
 
 
-def compile_object(compiler: list[str], flags: tuple[str, ...], source: Path, target: Path) -> None:
+def compile_object(compiler: list[str], flags: list[str], source: Path, target: Path) -> str:
     command([*compiler, *flags, "-fvisibility=hidden", "-c", str(source), "-o", str(target)])
+    return str(target)
 
 
 def tbb_headers() -> Path:

@@ -138,6 +138,14 @@ def instruction_set() -> str:
     return forced
 
 
+def fma_flops(rounds: int) -> int:
+    """Run multiply-adds on registers alone and return how many operations that were (2 each).
+
+    Timed, it gives the peak of one core for the instruction set in use.
+    """
+    return int(library().lpvit_fma_loop(instruction_set().encode(), rounds))
+
+
 @cache
 def library() -> Any:
     """The kernel's shared library, with argument types set.
@@ -155,6 +163,8 @@ def library() -> Any:
     pointer = ctypes.c_void_p
     loaded.lpvit_run.argtypes = [pointer, pointer, pointer, ctypes.c_int64, pointer]
     loaded.lpvit_run.restype = None
+    loaded.lpvit_fma_loop.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+    loaded.lpvit_fma_loop.restype = ctypes.c_int64
     return loaded
 
 

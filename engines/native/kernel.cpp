@@ -152,9 +152,28 @@ void run(const Strip* strips, int32_t count, const Operands& at, int64_t first, 
         run_strips<0>(strips, count, at, first, last, block_cols, activation);
 }
 
+int64_t fma_loop(int64_t rounds) {
+    constexpr int chains = 12;  // enough to hide the latency of one multiply-add
+    Vector sum[chains] = {};
+    const Vector factor = sum[0] + 0.5f;
+    LPVIT_UNROLL
+    for (int i = 0; i < chains; ++i) sum[i] += float(i);
+    for (int64_t round = 0; round < rounds; ++round) {
+        LPVIT_UNROLL
+        for (int i = 0; i < chains; ++i) sum[i] = sum[i] * factor + factor;
+        asm volatile("" ::: "memory");  // so that the rounds are not folded into one
+    }
+    LPVIT_UNROLL
+    for (int i = 1; i < chains; ++i) sum[0] += sum[i];
+    volatile float keep = sum[0][0];
+    (void)keep;
+    return rounds * chains * LPVIT_LANES * 2;
+}
+
 }  // namespace
 
 extern const Kernel LPVIT_SYMBOL(LPVIT_ISA);
-const Kernel LPVIT_SYMBOL(LPVIT_ISA) = {LPVIT_NAME(LPVIT_ISA), LPVIT_LANES, LPVIT_WIDEST, run};
+const Kernel LPVIT_SYMBOL(LPVIT_ISA) = {LPVIT_NAME(LPVIT_ISA), LPVIT_LANES, LPVIT_WIDEST, run,
+                                       fma_loop};
 
 }  // namespace lpvit

@@ -37,9 +37,13 @@ struct Kernel {
     // Computes tokens [first, last) of the strips of one block row, which share their columns.
     void (*run)(const Strip* strips, int32_t count, const Operands&, int64_t first, int64_t last,
                 int32_t block_cols, Activation);
+    // Multiply-adds on registers alone, to learn a core's peak; returns the operations done.
+    int64_t (*fma_loop)(int64_t rounds);
 };
 
-#if defined(__x86_64__)
+// LPVIT_ONLY_PORTABLE is for tests that compile one kernel alone.
+#if defined(LPVIT_ONLY_PORTABLE)
+#elif defined(__x86_64__)
 extern const Kernel avx512_kernel;
 extern const Kernel avx2_kernel;
 #elif defined(__aarch64__)

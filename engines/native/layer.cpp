@@ -39,7 +39,8 @@ Floats zeros(std::size_t count) {
 
 const Kernel* find_kernel(const char* isa) {
     if (std::strcmp(isa, "portable") == 0) return &portable_kernel;
-#if defined(__x86_64__)
+#if defined(LPVIT_ONLY_PORTABLE)
+#elif defined(__x86_64__)
     if (std::strcmp(isa, "avx512") == 0 && __builtin_cpu_supports("avx512f")) return &avx512_kernel;
     if (std::strcmp(isa, "avx2") == 0 && __builtin_cpu_supports("avx2") &&
         __builtin_cpu_supports("fma"))
@@ -253,4 +254,9 @@ void lpvit_run(const LpvitLayer* layer, const LpvitThreads* threads, const float
         static_cast<int>(call.tasks),
         [](void* context, int index) { static_cast<const lpvit::Call*>(context)->run_task(index); },
         &call);
+}
+
+int64_t lpvit_fma_loop(const char* isa, int64_t rounds) {
+    const lpvit::Kernel* kernel = lpvit::find_kernel(isa);
+    return kernel == nullptr ? 0 : kernel->fma_loop(rounds);
 }

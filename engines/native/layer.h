@@ -37,5 +37,7 @@ int64_t lpvit_bytes(const LpvitLayer* layer);
 // y (tokens, out_features) = act(x (tokens, in_features) W^T + bias); null threads: the caller's.
 void lpvit_run(const LpvitLayer* layer, const LpvitThreads* threads, const float* x,
                int64_t tokens, float* y);
+// Runs multiply-adds on registers; returns how many operations that were, 0 without the set.
+int64_t lpvit_fma_loop(const char* isa, int64_t rounds);
 #pragma GCC visibility pop
 }

@@ -1,0 +1,225 @@
+"""The CPU engine against the best dense engine on this machine: one run, alternating calls.
+
+    python benchmarks/cpu_engine.py --quick --json      DeiT-S, 50 and 80 %, under a minute
+    python benchmarks/cpu_engine.py                     DeiT-S and DeiT-B, one and two threads
+
+Every round calls each engine once, so a disturbance of the machine meets them all. dense_ms and
+sparse_ms are medians over the rounds and speedup is their quotient; speedup_quartiles are those of
+the rounds' own quotients. The baseline is the faster of OpenVINO and ONNX Runtime.
+Weights are random: speed is measured here, nothing else.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from layer_roofline import measured_peak_gflops, roofline
+from numpy.typing import NDArray
+from vit_onnx import export_dense, write_sparse
+
+from lpvit_engines import Engine, load_engine
+from lpvit_engines.native import instruction_set
+
+MODELS = {"deit_small": "deit_small_patch16_224", "deit_base": "deit_base_patch16_224"}
+SPARSITIES = (0.5, 0.8)
+Infer = Callable[[NDArray[np.float32]], Any]
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        document = measure(options, Path(folder))
+    text = json.dumps(document, indent=None if options.json else 1)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+    if options.json:
+        print(text)
+    else:
+        print_table(document)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="DeiT-S, 64x1, all cores, few rounds")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--out", type=Path, help="also write the document to this file")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--patterns", nargs="+", default=["64x1", "64x16"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.patterns = ["deit_small"], ["64x1"]
+        options.threads = [os.cpu_count() or 1]
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    peak = measured_peak_gflops()
+    rows: list[dict[str, Any]] = []
+    layers: list[dict[str, Any]] = []
+    for model in options.models:
+        dense = folder / f"{model}.onnx"
+        note(f"exporting {model}")
+        export_quietly(MODELS[model], dense)
+        files, gemms = write_variants(dense, options.patterns)
+        for threads in dict.fromkeys(options.threads):
+            note(f"timing {model} on {threads} threads, {options.rounds} rounds")
+            rows += compare(model, dense, files, threads=threads, rounds=options.rounds)
+        if not options.quick:
+            layers += [{"model": model, **row} for row in roofline(gemms, peak_gflops=peak)]
+    return {
+        "schema": "lpvit.bench.cpu/1",
+        "rows": rows,
+        "layers": layers,
+        "isa": instruction_set(),
+        "peak_gflops_one_core": round(peak, 1),
+        "machine": describe_machine(),
+    }
+
+
+def write_variants(
+    dense: Path, patterns: list[str]
+) -> tuple[dict[tuple[str, float], Path], dict[tuple[str, float], Any]]:
+    """A sparse file and its list of GEMMs for each (pattern, sparsity)."""
+    files, gemms = {}, {}
+    for pattern in patterns:
+        rows, columns = map(int, pattern.split("x"))
+        for sparsity in SPARSITIES:
+            key = (pattern, sparsity)
+            files[key] = dense.with_name(f"{dense.stem}-{pattern}-{sparsity}.onnx")
+            gemms[key] = write_sparse(dense, files[key], block=(rows, columns), sparsity=sparsity)
+    return files, gemms
+
+
+def compare(
+    model: str,
+    dense: Path,
+    files: dict[tuple[str, float], Path],
+    *,
+    threads: int,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """One row for each sparse file, against the faster dense engine of the same rounds."""
+    engines: dict[Any, Engine] = {
+        key: load_engine("openvino", path, threads=threads)
+        for key, path in {"openvino": dense, **files}.items()
+    }
+    calls: dict[Any, Infer] = {key: engine.infer for key, engine in engines.items()}
+    calls["onnxruntime"] = onnxruntime_call(dense, threads=threads)
+    times_ms = alternate(calls, rounds=rounds)
+    baseline = min(("openvino", "onnxruntime"), key=lambda e: statistics.median(times_ms[e]))
+    for engine in engines.values():
+        engine.close()
+    return [
+        {
+            "model": model,
+            "precision": "float32",
+            "pattern": pattern,
+            "sparsity": sparsity,
+            "threads": threads,
+            "dense_engine": baseline,
+            **quotient(times_ms[baseline], times_ms[(pattern, sparsity)]),
+            "rounds": rounds,
+        }
+        for pattern, sparsity in files
+    ]
+
+
+def alternate(calls: dict[Any, Infer], *, rounds: int) -> dict[Any, list[float]]:
+    """Wall time in ms of each call in each round, after two rounds of warm-up."""
+    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
+    times_ms: dict[Any, list[float]] = {key: [] for key in calls}
+    for index in range(rounds + 2):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call(image)
+            elapsed_ms = (time.perf_counter() - start) * 1e3
+            if index >= 2:
+                times_ms[key].append(elapsed_ms)
+    return times_ms
+
+
+def quotient(dense_ms: list[float], sparse_ms: list[float]) -> dict[str, Any]:
+    """Medians, their quotient, and the quartiles of the rounds' quotients."""
+    ratios = [dense / sparse for dense, sparse in zip(dense_ms, sparse_ms, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    dense, sparse = statistics.median(dense_ms), statistics.median(sparse_ms)
+    return {
+        "dense_ms": round(dense, 3),
+        "sparse_ms": round(sparse, 3),
+        "speedup": round(dense / sparse, 3),
+        "speedup_quartiles": [round(low, 3), round(high, 3)],
+    }
+
+
+def onnxruntime_call(path: Path, *, threads: int) -> Infer:
+    """ONNX Runtime at its best settings for one model; its workers stop spinning between calls."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})
+
+
+def export_quietly(model: str, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates this exporter; timm's models pass it
+        export_dense(model, path)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures depend on; the load average says whether others were at work."""
+    from importlib.metadata import version
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average_1min": round(os.getloadavg()[0], 2),
+        "openvino": version("openvino"),
+        "onnxruntime": version("onnxruntime"),
+    }
+
+
+def print_table(document: dict[str, Any]) -> None:
+    print("model       pattern  sparsity  threads  dense ms (engine)          sparse ms  speedup")
+    for row in document["rows"]:
+        low, high = row["speedup_quartiles"]
+        print(
+            f"{row['model']:11} {row['pattern']:8} {row['sparsity']:8.0%}  {row['threads']:7}  "
+            f"{row['dense_ms']:8.1f} ({row['dense_engine']:11})  {row['sparse_ms']:11.1f}  "
+            f"{row['speedup']:6.2f} ({low:.2f} to {high:.2f})"
+        )
+    print(f"\none core: {document['isa']}, peak {document['peak_gflops_one_core']} GF/s")
+    for row in document["layers"]:
+        print(
+            f"{row['model']:11} {row['pattern']:8} {row['sparsity']:8.0%}  "
+            f"{row['in_features']:4} to {row['out_features']:4}  {row['layer_ms']:7.3f} ms  "
+            f"{row['gflops']:6.1f} GF/s  {row['of_peak']:.0%} of peak"
+        )
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

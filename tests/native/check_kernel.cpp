@@ -1,0 +1,114 @@
+// Compares the kernel's library with float64, on buffers of the exact size, so that a sanitizer
+// sees every step outside. Prints one line per instruction set; exits 1 at the first difference.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "layer.h"
+
+namespace {
+
+struct Case {
+    int rows, cols, grid_rows, grid_cols, tokens;
+    double density;
+    int activation;
+};
+
+const Case kCases[] = {
+    {1, 1, 9, 11, 3, 0.5, 1},    {4, 4, 3, 5, 7, 0.5, 0},     {8, 1, 4, 40, 13, 0.5, 1},
+    {8, 8, 5, 5, 197, 0.3, 0},   {12, 1, 3, 17, 25, 0.5, 0},  {16, 16, 3, 4, 65, 0.5, 1},
+    {20, 3, 3, 9, 31, 0.5, 1},   {32, 32, 3, 3, 65, 0.5, 0},  {40, 5, 3, 5, 6, 0.5, 0},
+    {48, 1, 4, 50, 12, 0.5, 0},  {64, 1, 3, 192, 197, 0.2, 1}, {64, 16, 3, 12, 65, 0.5, 1},
+    {64, 64, 2, 3, 1, 1.0, 0},   {64, 1, 12, 192, 65, 0.0, 1}, {72, 2, 2, 9, 5, 1.0, 0},
+    {96, 1, 2, 3000, 40, 0.5, 0}, {100, 7, 2, 4, 11, 0.5, 1},
+};
+
+// Three threads in name; runs every task on the caller, last first.
+int three() { return 3; }
+void backwards(int tasks, void (*task)(void*, int), void* context) {
+    for (int index = tasks - 1; index >= 0; --index) task(context, index);
+}
+
+struct Weights {
+    std::vector<float> dense, values, bias;
+    std::vector<int32_t> row_ptr, col_idx;
+};
+
+Weights make_weights(const Case& c, std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    std::uniform_real_distribution<double> uniform;
+    const int in = c.grid_cols * c.cols;
+    Weights w;
+    w.dense.assign(std::size_t(c.grid_rows) * c.rows * in, 0.0f);
+    w.row_ptr.push_back(0);
+    for (int i = 0; i < c.grid_rows; ++i) {
+        for (int j = 0; j < c.grid_cols; ++j) {
+            if (uniform(random) >= c.density || (i == 1 && c.density < 1)) continue;
+            w.col_idx.push_back(j);
+            for (int r = 0; r < c.rows; ++r)
+                for (int k = 0; k < c.cols; ++k) {
+                    const float value = normal(random);
+                    w.values.push_back(value);
+                    w.dense[(std::size_t(i) * c.rows + r) * in + j * c.cols + k] = value;
+                }
+        }
+        w.row_ptr.push_back(static_cast<int32_t>(w.col_idx.size()));
+    }
+    for (int n = 0; n < c.grid_rows * c.rows; ++n) w.bias.push_back(normal(random));
+    return w;
+}
+
+double expected(const Case& c, const Weights& w, const float* x, int n, double* scale) {
+    const int in = c.grid_cols * c.cols;
+    double sum = w.bias[n];
+    *scale = std::fabs(sum) + 1;
+    for (int k = 0; k < in; ++k) {
+        const double product = double(x[k]) * w.dense[std::size_t(n) * in + k];
+        sum += product;
+        *scale += std::fabs(product);
+    }
+    return c.activation ? 0.5 * sum * (1 + std::erf(sum / std::sqrt(2.0))) : sum;
+}
+
+bool check(const Case& c, const char* isa, const LpvitThreads* threads, std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    const Weights w = make_weights(c, random);
+    const int in = c.grid_cols * c.cols, out = c.grid_rows * c.rows;
+    std::vector<float> x(std::size_t(c.tokens) * in), y(std::size_t(c.tokens) * out, NAN);
+    for (float& value : x) value = normal(random);
+    const LpvitMatrix matrix = {w.values.data(), w.row_ptr.data(), w.col_idx.data(), w.bias.data(),
+                                in, out, c.rows, c.cols, c.activation};
+    LpvitLayer* layer = lpvit_create(&matrix, isa);
+    if (layer == nullptr) return false;
+    lpvit_run(layer, threads, x.data(), c.tokens, y.data());
+    lpvit_destroy(layer);
+    for (int m = 0; m < c.tokens; ++m)
+        for (int n = 0; n < out; ++n) {
+            double scale = 0;
+            const double right = expected(c, w, &x[std::size_t(m) * in], n, &scale);
+            const double got = y[std::size_t(m) * out + n];
+            if (!(std::fabs(got - right) <= 2e-6 * scale)) {
+                std::printf("%s %dx%d tokens %d: y[%d][%d] is %g, not %g\n", isa, c.rows, c.cols,
+                            c.tokens, m, n, got, right);
+                return false;
+            }
+        }
+    return true;
+}
+
+}  // namespace
+
+int main() {
+    const LpvitThreads threads = {three, backwards};
+    for (const char* isa : {"avx512", "avx2", "neon", "portable"}) {
+        if (!lpvit_supports(isa)) continue;
+        std::mt19937 random(1);
+        for (const Case& c : kCases)
+            if (!check(c, isa, nullptr, random) || !check(c, isa, &threads, random)) return 1;
+        if (lpvit_fma_loop(isa, 10) <= 0) return 1;
+        std::printf("%s equals float64 in %zu cases\n", isa, 2 * sizeof(kCases) / sizeof(Case));
+    }
+    return 0;
+}
