@@ -54,19 +54,18 @@ def crack(picture: Picture, rng: np.random.Generator, light: float) -> Picture:
 
 
 def fibre(picture: Picture, rng: np.random.Generator, light: float) -> Picture:
-    """A curled hair, dark or pale, with a faint shadow."""
+    """A curled textile fibre of a vivid colour, with a faint shadow."""
     steps = 48
-    turn = np.cumsum(rng.normal(0, 0.02, steps)) + rng.choice([-1, 1]) * rng.uniform(0.18, 0.28)
+    turn = np.cumsum(rng.normal(0, 0.02, steps)) + rng.choice([-1, 1]) * rng.uniform(0.14, 0.24)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(turn)
     x, y = np.cumsum(1.9 * np.cos(heading)), np.cumsum(1.9 * np.sin(heading))
     points = _placed(x - x.mean(), y - y.mean(), angle=0, centre=_somewhere(rng, margin=30))
     width = rng.uniform(1.3, 1.9)
     shadow = [(px - 1.5 * np.cos(light), py - 1.5 * np.sin(light)) for px, py in points]
     shaded = _darkened(picture, stroke_mask([(shadow, width)]), by=0.2)
-    hair = stroke_mask([(points, width)])
-    if rng.random() < 0.5:
-        return _darkened(shaded, hair, by=rng.uniform(0.55, 0.75))
-    return _lightened(shaded, hair, by=rng.uniform(0.55, 0.75))
+    thread = stroke_mask([(points, width)])[..., None] * np.float32(rng.uniform(0.7, 0.9))
+    dye = 0.5 + 0.5 * np.cos(rng.uniform(0, 2 * np.pi) + np.array([0, 2, 4]) * np.pi / 3)
+    return (shaded * (1 - thread) + dye * thread).astype(np.float32)
 
 
 def dent(picture: Picture, rng: np.random.Generator, light: float) -> Picture:
