@@ -3,10 +3,10 @@
 import itertools
 
 import pytest
-from fake_nvml import FakeNvml
 
 from lpvit_edge.errors import EnvironmentUnfitError
 from lpvit_profilers.base import opened
+from lpvit_profilers.fake_nvml import FakeNvml
 from lpvit_profilers.nvml import NvmlSource
 from lpvit_profilers.nvml_probe import probe_averaging, probe_update_period
 

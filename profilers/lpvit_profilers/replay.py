@@ -8,7 +8,7 @@ last date, and without dates the interval has to be given.
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -37,11 +37,18 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     samples: tuple[PowerSample, ...]
 
 
-def write_recording(path: Path, info: SourceInfo, samples: Iterable[PowerSample]) -> None:
-    """Write samples as JSON lines. Raises OSError."""
-    header = _Header(kind=KIND, format=FORMAT, info=info)
-    lines = (msgspec.json.encode(entry) for entry in (header, *samples))
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
+def write_recording(path: Path, info: SourceInfo, samples: Iterable[PowerSample]) -> int:
+    """Write samples as JSON lines and return how many. Raises OSError."""
+    return sum(1 for _ in recorded(path, info, samples))
+
+
+def recorded(path: Path, info: SourceInfo, samples: Iterable[PowerSample]) -> Iterator[PowerSample]:
+    """Pass samples on and write each as it comes, so that a long recording needs no memory."""
+    with path.open("wb") as stream:
+        stream.write(msgspec.json.encode(_Header(kind=KIND, format=FORMAT, info=info)) + b"\n")
+        for sample in samples:
+            stream.write(msgspec.json.encode(sample) + b"\n")
+            yield sample
 
 
 def read_recording(path: Path, *, interval_s: float | None = None) -> Recording:

@@ -1,4 +1,4 @@
-"""A pynvml that answers what a test tells it to."""
+"""A pynvml that answers what a test tells it to: hand it to NvmlSource(library=...)."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
