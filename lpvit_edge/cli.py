@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from lpvit_edge import __version__
+from lpvit_edge import __version__, power_cli
 from lpvit_edge.errors import LpvitEdgeError
 
 app = typer.Typer(
@@ -31,6 +31,9 @@ def _options(
     ),
 ) -> None:
     """Options of every verb."""
+
+
+power_cli.register(app)
 
 
 def main() -> int:
