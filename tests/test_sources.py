@@ -41,7 +41,7 @@ def fake_nvml() -> NvmlSource:
     library = FakeNvml(
         instant=lambda: 50_000, energy=lambda: int((time.monotonic() - 1.0) * 50_000)
     )
-    return NvmlSource(library=library)
+    return NvmlSource(library=library, probe_s=0.05)
 
 
 def recorded(folder: Path, *, paced: bool = False) -> ReplaySource:

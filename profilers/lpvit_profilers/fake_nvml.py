@@ -31,6 +31,9 @@ class FakeNvml:
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
 
+    def clock(self) -> int:
+        return round(self.now_s * 1e9)
+
     def _answer(self, answer: Answer) -> int:
         value = answer()
         if value is None:
