@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lpvit_edge import __version__, options
+from lpvit_edge import __version__, options, power_cli
 from lpvit_edge.errors import LpvitEdgeError
 
 app = typer.Typer(
@@ -253,6 +253,9 @@ def report(
 
     write_report(load_document(folder / "optimize.json"), folder / "report.html")
     print(folder / "report.html")
+
+
+power_cli.register(app)
 
 
 def main() -> int:

@@ -1,18 +1,16 @@
 """NVML in the variants that boards were seen to show, played by a fake library."""
 
-import itertools
-
 import pytest
-from fake_nvml import FakeNvml
 
 from lpvit_edge.errors import EnvironmentUnfitError
 from lpvit_profilers.base import opened
+from lpvit_profilers.fake_nvml import FakeNvml
 from lpvit_profilers.nvml import NvmlSource
 from lpvit_profilers.nvml_probe import probe_averaging, probe_update_period
 
 
 def source_of(library: FakeNvml, index: int = 0) -> NvmlSource:
-    return NvmlSource(index, library=library, sleep=library.sleep)
+    return NvmlSource(index, library=library, sleep=library.sleep, clock=library.clock)
 
 
 def growing(library_of: list[FakeNvml]) -> int:
@@ -23,7 +21,7 @@ def growing(library_of: list[FakeNvml]) -> int:
 def test_instant_power_is_preferred_and_the_counter_used() -> None:
     box: list[FakeNvml] = []
     library = FakeNvml(
-        instant=lambda: 101_000,
+        instant=lambda: 101_000 + int(box[0].now_s * 40 + 1e-9),  # something new every 25 ms
         average=lambda: 90_000,
         power=lambda: 90_000,
         energy=lambda: growing(box),
@@ -31,11 +29,12 @@ def test_instant_power_is_preferred_and_the_counter_used() -> None:
     box.append(library)
     with opened(source_of(library)) as source:
         sample, info = source.sample(), source.info
-    assert (sample.total_mw, sample.quality) == (101_000.0, "measured")
+    assert (sample.total_mw, sample.quality) == (101_044.0, "measured")
+    assert info.period_s == pytest.approx(0.025)
     assert (info.total_rule, info.scope) == ("GPU board (instant)", "gpu_board")
     assert (info.has_counter, info.averaging_s, info.gain_class) == (True, 0.1, 0.05)
     assert (info.sensor, info.notes) == ("Fake GPU", ())
-    assert sample.energy_mj == 7_010_000.0
+    assert sample.energy_mj == 7_110_000.0
 
 
 def test_everything_not_supported_is_refused_and_not_zero() -> None:
@@ -55,7 +54,7 @@ def test_a_power_that_is_a_mean_of_a_second_says_so() -> None:
     library = FakeNvml(power=lambda: 60_000)
     with opened(source_of(library)) as source:
         assert source.info.averaging_s == 1.0
-        assert "may be a mean over the last second" in source.info.notes[-1]
+        assert "this power call may be a mean over the last second" in source.info.notes
         assert source.capabilities is not None
         assert source.capabilities.instant == "NVML error 3"
         assert source.capabilities.power is None
@@ -65,15 +64,16 @@ def test_a_counter_that_stands_still_is_not_used() -> None:
     library = FakeNvml(instant=lambda: 60_000, energy=lambda: 0)
     with opened(source_of(library)) as source:
         assert not source.info.has_counter
-        assert source.info.notes == ("no energy counter: it stood at 0 mJ for 300 ms",)
+        assert source.info.notes[0] == "no energy counter: it stood at 0 mJ for 300 ms"
         assert source.sample().energy_mj is None
 
 
 def test_a_power_that_fails_later_is_none_with_a_reason() -> None:
-    answers = itertools.chain([50_000, 50_000], itertools.repeat(0))
-    library = FakeNvml(instant=lambda: next(answers))
+    answers = [50_000]
+    library = FakeNvml(instant=lambda: answers[0])
     with opened(source_of(library)) as source:
         assert source.sample().total_mw == 50_000.0
+        answers[0] = 0
         sample = source.sample()
     assert (sample.total_mw, sample.quality) == (None, "unavailable")
     assert sample.reason == "it answered 0 mW, which no GPU draws"
@@ -89,6 +89,33 @@ def test_conditions_name_what_slows_the_gpu_and_leave_unknown_clocks_out() -> No
 def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:
     with pytest.raises(EnvironmentUnfitError, match="NVML finds no GPU 3: Invalid Argument"):
         source_of(FakeNvml(instant=lambda: 1), index=3).open()
+
+
+def test_a_power_that_does_not_move_leaves_the_update_period_assumed() -> None:
+    with opened(source_of(FakeNvml(instant=lambda: 60_000))) as source:
+        assert source.info.period_s == 0.1
+        assert source.info.notes[-1] == (
+            "update period taken as 0.1 s: the power changed 0 times in 1 s; probe for longer"
+        )
+
+
+def test_the_averaging_found_on_site_replaces_the_assumed_one() -> None:
+    box: list[FakeNvml] = []
+    began_s: list[float] = []
+
+    def ramp() -> int:
+        busy_s = box[0].now_s - began_s[0] if began_s else 0.0
+        return 10_000 + int(90_000 * min(1.0, busy_s / 0.4))
+
+    def load() -> None:
+        if not began_s:
+            began_s.append(box[0].now_s)
+
+    box.append(FakeNvml(instant=ramp))
+    with opened(source_of(box[0])) as source:
+        found = source.probe_averaging(load, for_s=2.0)
+        assert found.averaging_s == pytest.approx(0.4, rel=0.02)
+        assert source.info.averaging_s == found.averaging_s
 
 
 class Simulated:

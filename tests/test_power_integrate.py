@@ -142,10 +142,17 @@ def test_samples_outside_the_calls_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("period_s", "poll_s"), [(0.001, 0.02), (0.0066, 0.02), (0.1, 0.05), (1.0, 0.5)]
+    ("period_s", "has_counter", "poll_s"),
+    [
+        (0.001, False, 0.02),
+        (0.0066, False, 0.02),
+        (0.1, False, 0.05),
+        (1.0, False, 0.5),
+        (0.001, True, 0.1),
+    ],
 )
 def test_a_source_is_polled_twice_per_update_and_at_most_50_times_a_second(
-    period_s: float, poll_s: float
+    period_s: float, has_counter: bool, poll_s: float
 ) -> None:
     info = SourceInfo(
         name="x",
@@ -157,7 +164,7 @@ def test_a_source_is_polled_twice_per_update_and_at_most_50_times_a_second(
         resolution_mw=None,
         period_s=period_s,
         averaging_s=0.0,
-        has_counter=False,
+        has_counter=has_counter,
         gain_class=None,
     )
     assert poll_interval_s(info) == poll_s

@@ -1,12 +1,12 @@
 """RAPL counters from constructed powercap trees (tests/fixtures/sysfs/README.md)."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from lpvit_edge.errors import EnvironmentUnfitError
-from lpvit_profilers import rapl
 from lpvit_profilers.base import opened
 from lpvit_profilers.rapl import RaplSource
 
@@ -110,7 +110,7 @@ def test_the_first_sample_has_energy_but_no_power(server: Path) -> None:
 def test_a_forbidden_counter_gives_the_remedy_in_one_line(
     server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = rapl.os.open
+    real = os.open
 
     def forbidden(path: Path, flags: int) -> int:
         if Path(path).name == "energy_uj":

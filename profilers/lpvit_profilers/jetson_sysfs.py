@@ -14,7 +14,7 @@ from lpvit_edge.errors import EnvironmentUnfitError
 from lpvit_profilers import machine
 from lpvit_profilers.base import Conditions, PowerSample, Quality, SourceInfo
 from lpvit_profilers.rails import Rail, find_rails
-from lpvit_profilers.sysfs import numbered, read_int, read_text, to_int
+from lpvit_profilers.sysfs import numbered, read_int, read_text
 from lpvit_profilers.totals import THOR_MODULE, TotalRule, is_suspect, total_rule
 
 _CYCLE_S = 0.0066
@@ -124,12 +124,12 @@ def _open(path: Path | None) -> int | None:
 
 
 def _read(handle: int | None) -> int | None:
-    """A number, None for a sensor that is powered off (EAGAIN) or gone."""
+    """A number, None for a sensor that is powered off (EAGAIN), empty or gone."""
     if handle is None:
         return None
     try:
-        return to_int(os.pread(handle, 64, 0).decode("ascii", "replace").strip("\0 \n"))
-    except OSError:
+        return int(os.pread(handle, 32, 0))
+    except (OSError, ValueError):
         return None
 
 

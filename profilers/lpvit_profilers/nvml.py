@@ -15,6 +15,7 @@ import msgspec
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EnvironmentUnfitError
 from lpvit_profilers.base import Conditions, PowerSample, SourceInfo
+from lpvit_profilers.nvml_probe import SensorTiming, probe_averaging, probe_update_period
 
 # NVML field identifiers, nvml.h.
 _POWER_AVERAGE, _POWER_INSTANT = 185, 186
@@ -30,6 +31,7 @@ SLOWING = {
 # within 5 %, some 10 %.
 GAIN_CLASS = 0.05
 _AVERAGED_S = 1.0
+_PERIOD_S = 0.1  # what most boards show, where the probe cannot tell
 _COUNTER_TRIES = 6
 
 
@@ -43,18 +45,25 @@ class NvmlCapabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NvmlSource:
-    """One GPU board. `library` replaces pynvml in tests."""
+    """One GPU board. Opening it takes `probe_s` to find how often the power is updated.
+
+    `library`, `sleep` and `clock` replace pynvml and the time in tests.
+    """
 
     def __init__(
         self,
         index: int = 0,
         *,
+        probe_s: float = 1.0,
         library: Any = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._index = index
+        self._probe_s = probe_s
         self._nvml = library
         self._sleep = sleep
+        self._clock = clock
         self._device: Any = None
         self._read_power: Callable[[], float | str] = lambda: "the source is not open"
         self._has_counter = False
@@ -113,7 +122,25 @@ class NvmlSource:
             "power": self._power_usage,
         }
         self._read_power, self._has_counter = readers[best], counter is None
-        self._info = _describe(name, best, counter)
+        timing = probe_update_period(self._read_slowly, for_s=self._probe_s, clock=self._clock)
+        self._info = _describe(name, best, counter, timing)
+
+    def probe_averaging(self, load: Callable[[], object], *, for_s: float = 3.0) -> SensorTiming:
+        """Find how far back a reading looks, from a step of idle to `load`, and remember it.
+
+        `load` is called again and again and must be short and synchronous. The GPU must be idle
+        before.
+        """
+        found = probe_averaging(self._read_slowly, load, for_s=for_s, clock=self._clock)
+        if found.averaging_s is not None:
+            self._info = msgspec.structs.replace(self.info, averaging_s=found.averaging_s)
+        return found
+
+    def _read_slowly(self) -> float | None:
+        """A reading at most every millisecond; some drivers answer zeros when pressed harder."""
+        self._sleep(0.001)
+        value = self._read_power()
+        return None if isinstance(value, str) else value
 
     def sample(self) -> PowerSample:
         """Board power, and the energy counter where it counts."""
@@ -212,10 +239,12 @@ def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _describe(name: str, best: str, counter: str | None) -> SourceInfo:
+def _describe(name: str, best: str, counter: str | None, timing: SensorTiming) -> SourceInfo:
     notes = [] if counter is None else [f"no energy counter: {counter}"]
     if best != "instant":
         notes.append("this power call may be a mean over the last second")
+    if timing.update_period_s is None:
+        notes.append(f"update period taken as {_PERIOD_S:g} s: {timing.reason}")
     return SourceInfo(
         name="nvml",
         sensor=name,
@@ -224,7 +253,7 @@ def _describe(name: str, best: str, counter: str | None) -> SourceInfo:
         total_rule=f"GPU board ({best})",
         rails=("GPU board",),
         resolution_mw=1.0,
-        period_s=0.1,
+        period_s=timing.update_period_s or _PERIOD_S,
         averaging_s=0.1 if best == "instant" else _AVERAGED_S,
         has_counter=counter is None,
         gain_class=GAIN_CLASS,

@@ -143,10 +143,9 @@ class _Domain:
 
     def _read_uj(self) -> int | None:
         try:
-            text = os.pread(self._handle, 64, 0).decode("ascii", "replace").strip()
-        except OSError:
+            return int(os.pread(self._handle, 32, 0))
+        except (OSError, ValueError):
             return None
-        return int(text) if text.isascii() and text.isdigit() else None
 
     def close(self) -> None:
         os.close(self._handle)

@@ -8,9 +8,10 @@ last date, and without dates the interval has to be given.
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -37,11 +38,25 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     samples: tuple[PowerSample, ...]
 
 
-def write_recording(path: Path, info: SourceInfo, samples: Iterable[PowerSample]) -> None:
-    """Write samples as JSON lines. Raises OSError."""
-    header = _Header(kind=KIND, format=FORMAT, info=info)
-    lines = (msgspec.json.encode(entry) for entry in (header, *samples))
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
+def write_recording(path: Path, info: SourceInfo, samples: Iterable[PowerSample]) -> int:
+    """Write samples as JSON lines and return how many. Raises FileFormatError."""
+    return sum(1 for _ in recorded(path, info, samples))
+
+
+def recorded(path: Path, info: SourceInfo, samples: Iterable[PowerSample]) -> Iterator[PowerSample]:
+    """Pass samples on and write each as it comes, so that a long recording needs no memory."""
+    with _created(path) as stream:
+        stream.write(msgspec.json.encode(_Header(kind=KIND, format=FORMAT, info=info)) + b"\n")
+        for sample in samples:
+            stream.write(msgspec.json.encode(sample) + b"\n")
+            yield sample
+
+
+def _created(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def read_recording(path: Path, *, interval_s: float | None = None) -> Recording:
@@ -86,18 +101,20 @@ def _from_json_lines(path: Path, lines: list[str]) -> Recording:
 
 
 def _from_log(path: Path, lines: list[str], interval_s: float | None) -> Recording:
-    dated = [(line, parse_line(line)) for line in lines if line.strip()]
-    kept = [(line, parsed) for line, parsed in dated if parsed.rails_mw]
+    # Lines without rails keep their place, so that they leave a gap in time.
+    filled = [line for line in lines if line.strip()]
+    parsed = [(number, parse_line(line)) for number, line in enumerate(filled)]
+    kept = [(number, line) for number, line in parsed if line.rails_mw]
     rule = total_rule(kept[-1][1].rails_mw) if kept else None
     if rule is None:
         raise FileFormatError(
-            f"{path}: no power rails with a known total in {len(dated)} lines; record it with "
+            f"{path}: no power rails with a known total in {len(filled)} lines; record it with "
             "`tegrastats --interval 100 --logfile FILE`, as root where a user sees no rails"
         )
-    step_s, note = _interval_s(path, [line for line, _ in kept], interval_s)
+    step_s, note = _interval_s(path, filled, interval_s)
     info = SourceInfo(
-        name="replay",
-        sensor="tegrastats log",
+        name="tegrastats",
+        sensor=path.name,
         scope=rule.scope,
         quality=rule.quality,
         total_rule=rule.text,
@@ -110,8 +127,7 @@ def _from_log(path: Path, lines: list[str], interval_s: float | None) -> Recordi
         notes=(note,),
     )
     samples = tuple(
-        _sample(number, parsed, step_s, rule.total_mw(parsed.rails_mw), info)
-        for number, (_, parsed) in enumerate(kept)
+        _sample(number, line, step_s, rule.total_mw(line.rails_mw), info) for number, line in kept
     )
     return Recording(info=info, samples=samples)
 
@@ -136,7 +152,7 @@ def _interval_s(path: Path, lines: list[str], stated_s: float | None) -> tuple[f
     if first is None or last is None or last <= first:
         raise FileFormatError(
             f"{path}: the lines carry no dates that advance; state the interval they were "
-            "recorded at"
+            "recorded at (lpvit power --interval SECONDS)"
         )
     step_s = (last - first).total_seconds() / (len(lines) - 1)
     return step_s, f"one line every {step_s:.3f} s, from the first and the last date"

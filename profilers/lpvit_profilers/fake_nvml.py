@@ -1,4 +1,4 @@
-"""A pynvml that answers what a test tells it to."""
+"""A pynvml that answers what a test tells it to: hand it to NvmlSource(library=...)."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -30,6 +30,9 @@ class FakeNvml:
 
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
+
+    def clock(self) -> int:
+        return round(self.now_s * 1e9)
 
     def _answer(self, answer: Answer) -> int:
         value = answer()
