@@ -5,7 +5,9 @@
 
 Every round calls each engine once, so a disturbance of the machine meets them all. dense_ms and
 sparse_ms are medians over the rounds and speedup is their quotient; speedup_quartiles are those of
-the rounds' own quotients. The baseline is the faster of OpenVINO and ONNX Runtime.
+the rounds' own quotients. The baseline is the faster of OpenVINO and ONNX Runtime. CPU time of
+the process stands beside wall time: on one thread it tells the same story where other programs
+take turns on the cores; on several, waiting workers add to it.
 Weights are random: speed is measured here, nothing else.
 """
 
@@ -23,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layer_roofline import measured_peak_gflops, roofline
 from numpy.typing import NDArray
-from vit_onnx import export_dense, write_sparse
 
+from benchmarks.layer_roofline import measured_peak_gflops, roofline
+from benchmarks.vit_onnx import export_dense, write_sparse
 from lpvit_engines import Engine, load_engine
 from lpvit_engines.native import instruction_set
 
 MODELS = {"deit_small": "deit_small_patch16_224", "deit_base": "deit_base_patch16_224"}
 SPARSITIES = (0.5, 0.8)
+Times = tuple[float, float]
 Infer = Callable[[NDArray[np.float32]], Any]
 
 
@@ -111,14 +114,14 @@ def compare(
     rounds: int,
 ) -> list[dict[str, Any]]:
     """One row for each sparse file, against the faster dense engine of the same rounds."""
+    paths: dict[Any, Path] = {"openvino": dense, **files}
     engines: dict[Any, Engine] = {
-        key: load_engine("openvino", path, threads=threads)
-        for key, path in {"openvino": dense, **files}.items()
+        key: load_engine("openvino", path, threads=threads) for key, path in paths.items()
     }
     calls: dict[Any, Infer] = {key: engine.infer for key, engine in engines.items()}
     calls["onnxruntime"] = onnxruntime_call(dense, threads=threads)
-    times_ms = alternate(calls, rounds=rounds)
-    baseline = min(("openvino", "onnxruntime"), key=lambda e: statistics.median(times_ms[e]))
+    times = alternate(calls, rounds=rounds)
+    baseline = min(("openvino", "onnxruntime"), key=lambda e: median_wall_ms(times[e]))
     for engine in engines.values():
         engine.close()
     return [
@@ -129,38 +132,45 @@ def compare(
             "sparsity": sparsity,
             "threads": threads,
             "dense_engine": baseline,
-            **quotient(times_ms[baseline], times_ms[(pattern, sparsity)]),
+            **quotient(times[baseline], times[(pattern, sparsity)]),
             "rounds": rounds,
         }
         for pattern, sparsity in files
     ]
 
 
-def alternate(calls: dict[Any, Infer], *, rounds: int) -> dict[Any, list[float]]:
-    """Wall time in ms of each call in each round, after two rounds of warm-up."""
+def alternate(calls: dict[Any, Infer], *, rounds: int) -> dict[Any, list[Times]]:
+    """(wall ms, CPU ms of the process) of each call in each round, after two rounds of warm-up."""
     image = np.random.default_rng(0).standard_normal((1, 3, 224, 224), dtype=np.float32)
-    times_ms: dict[Any, list[float]] = {key: [] for key in calls}
+    times: dict[Any, list[Times]] = {key: [] for key in calls}
     for index in range(rounds + 2):
         for key, call in calls.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             call(image)
+            cpu_ms = (time.process_time() - cpu_start) * 1e3
             elapsed_ms = (time.perf_counter() - start) * 1e3
             if index >= 2:
-                times_ms[key].append(elapsed_ms)
-    return times_ms
+                times[key].append((elapsed_ms, cpu_ms))
+    return times
 
 
-def quotient(dense_ms: list[float], sparse_ms: list[float]) -> dict[str, Any]:
-    """Medians, their quotient, and the quartiles of the rounds' quotients."""
-    ratios = [dense / sparse for dense, sparse in zip(dense_ms, sparse_ms, strict=True)]
+def quotient(dense: list[Times], sparse: list[Times]) -> dict[str, Any]:
+    """Medians, their quotient, the quartiles of the rounds' quotients, and CPU time."""
+    ratios = [d / s for (d, _), (s, _) in zip(dense, sparse, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    dense, sparse = statistics.median(dense_ms), statistics.median(sparse_ms)
+    dense_ms, sparse_ms = median_wall_ms(dense), median_wall_ms(sparse)
     return {
-        "dense_ms": round(dense, 3),
-        "sparse_ms": round(sparse, 3),
-        "speedup": round(dense / sparse, 3),
+        "dense_ms": round(dense_ms, 3),
+        "sparse_ms": round(sparse_ms, 3),
+        "speedup": round(dense_ms / sparse_ms, 3),
         "speedup_quartiles": [round(low, 3), round(high, 3)],
+        "dense_cpu_ms": round(statistics.median(cpu for _, cpu in dense), 3),
+        "sparse_cpu_ms": round(statistics.median(cpu for _, cpu in sparse), 3),
     }
+
+
+def median_wall_ms(times: list[Times]) -> float:
+    return statistics.median(wall for wall, _ in times)
 
 
 def onnxruntime_call(path: Path, *, threads: int) -> Infer:
@@ -200,13 +210,18 @@ def describe_machine() -> dict[str, Any]:
 
 
 def print_table(document: dict[str, Any]) -> None:
-    print("model       pattern  sparsity  threads  dense ms (engine)          sparse ms  speedup")
+    print(
+        "model       pattern  sparsity  threads  dense ms (engine)          sparse ms  speedup",
+        end="",
+    )
+    print("                CPU time")
     for row in document["rows"]:
         low, high = row["speedup_quartiles"]
         print(
             f"{row['model']:11} {row['pattern']:8} {row['sparsity']:8.0%}  {row['threads']:7}  "
             f"{row['dense_ms']:8.1f} ({row['dense_engine']:11})  {row['sparse_ms']:11.1f}  "
-            f"{row['speedup']:6.2f} ({low:.2f} to {high:.2f})"
+            f"{row['speedup']:6.2f} ({low:.2f} to {high:.2f})  "
+            f"{row['dense_cpu_ms'] / row['sparse_cpu_ms']:6.2f}"
         )
     print(f"\none core: {document['isa']}, peak {document['peak_gflops_one_core']} GF/s")
     for row in document["layers"]:

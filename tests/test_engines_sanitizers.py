@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+InstructionSet = tuple[str, int, int, list[str]]
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "engines" / "native"
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -39,7 +40,7 @@ def run_check(
     folder: Path,
     *,
     compiler: list[str],
-    sets: list[tuple[str, int, int, list[str]]],
+    sets: list[InstructionSet],
     flags: list[str],
     runner: tuple[str, ...] = (),
 ) -> list[str]:
@@ -55,7 +56,7 @@ def run_check(
 
 
 def test_the_portable_kernel_steps_nowhere_it_should_not(build: ModuleType, tmp_path: Path) -> None:
-    sets = [("portable", 4, 2, [])]
+    sets: list[InstructionSet] = [("portable", 4, 2, [])]
     lines = run_check(
         build,
         tmp_path,
@@ -71,7 +72,7 @@ def test_the_sixteen_lane_form_is_right_on_eight_lanes(build: ModuleType, tmp_pa
     """What runs as AVX-512, source and tiling, compiled to pairs of AVX2 registers."""
     if "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX2")
-    sets = [("portable", 16, 4, ["-mavx2", "-mfma", "-Wno-psabi"])]
+    sets: list[InstructionSet] = [("portable", 16, 4, ["-mavx2", "-mfma", "-Wno-psabi"])]
     lines = run_check(
         build,
         tmp_path,

@@ -6,7 +6,8 @@ The environment variable LPVIT_ISA (avx512, avx2, neon or portable) forces an in
 import ctypes
 import os
 import warnings
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,9 +62,11 @@ class PackedLayer:
         self.pattern = f"{matrix.block_rows}x{matrix.block_cols}"
         self._library = library()
         self._handle = _create(self._library, matrix, bias, activation, self.isa)
-        # Prepared once: a call then passes three plain integers.
-        self._run = self._library.lpvit_run
-        self._fixed = (ctypes.c_void_p(self._handle), ctypes.c_void_p(threads))
+        # run(x_address, tokens, out_address) is the call without checks: contiguous float32
+        # (tokens, features) at both addresses. A partial adds no Python frame to the C call.
+        self.run: Callable[[int, int, int], None] = partial(
+            self._library.lpvit_run, ctypes.c_void_p(self._handle), ctypes.c_void_p(threads)
+        )
 
     def __call__(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Write act(x W^T + bias) to out; x (..., in_features), out (..., out_features)."""
@@ -78,10 +81,6 @@ class PackedLayer:
             )
         self.run(x.ctypes.data, x.size // self.in_features, out.ctypes.data)
 
-    def run(self, x_address: int, tokens: int, out_address: int) -> None:
-        """The call without checks: contiguous float32 (tokens, features) at both addresses."""
-        self._run(*self._fixed, x_address, tokens, out_address)
-
     @property
     def memory_bytes(self) -> int:
         """Bytes of packed weights, padding included."""
@@ -91,7 +90,7 @@ class PackedLayer:
         """Free the packed weights. A later call is an error."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            self._run = _closed
+            self.run = _closed
             self._library.lpvit_destroy(handle)
 
     def __enter__(self) -> "PackedLayer":
@@ -231,5 +230,5 @@ def _create(
     return int(handle)
 
 
-def _closed(*_: object) -> None:
+def _closed(_x_address: int, _tokens: int, _out_address: int) -> None:
     raise EngineError("this layer is closed: its weights were freed")

@@ -106,7 +106,7 @@ def _operator_class(packed: PackedLayer) -> Any:
     while the constructor still runs: what they need must hang on the class.
     """
     openvino = require("openvino")
-    run, in_features, out_features = packed.run, packed.in_features, packed.out_features
+    in_features, out_features = packed.in_features, packed.out_features
 
     class BlockSparseLinear(openvino.Op):  # type: ignore[misc, name-defined]
         layer = packed
@@ -139,7 +139,7 @@ def _operator_class(packed: PackedLayer) -> Any:
             if y.size != tokens * out_features:
                 outputs[0].shape = [*x.shape[:-1], out_features]
                 y = outputs[0].data
-            run(x.ctypes.data, tokens, y.ctypes.data)
+            packed.run(x.ctypes.data, tokens, y.ctypes.data)
             return True
 
     return BlockSparseLinear

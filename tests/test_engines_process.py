@@ -1,0 +1,124 @@
+"""What the OpenVINO engine does to its process: whose threads it uses, and what memory it keeps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lpvit_engines.block_sparse import BlockSparseMatrix
+
+ROOT = Path(__file__).parent.parent
+FEATURES = 4096
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One sparse layer, all of whose 64 MiB of weights are stored."""
+    weight = np.ones((FEATURES, FEATURES), np.float32)
+    matrix = BlockSparseMatrix.from_dense(weight, block_rows=64, block_cols=16)
+    arrays = {"values": matrix.values, "row_ptr": matrix.row_ptr, "col_idx": matrix.col_idx}
+    node = helper.make_node(
+        "BlockSparseLinear",
+        ["x", *arrays],
+        ["y"],
+        domain="lpvit",
+        block_rows=64,
+        block_cols=16,
+        out_features=FEATURES,
+        activation="none",
+    )
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [65, FEATURES]) for n in ("x", "y")]
+    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph([node], "large", ends[:1], ends[1:], initializers)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lpvit", 1)]
+    path = tmp_path_factory.mktemp("process") / "large.onnx"
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    )
+    return path
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """What a fresh interpreter prints for a piece of code."""
+    paths = [str(ROOT / folder) for folder in (".", "engines", "profilers")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\nsys.path[:0] = {paths!r}\n{code}", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_weights_stay_in_memory_once(model: Path) -> None:
+    code = """
+import gc, pathlib, psutil
+import numpy as np
+from lpvit_engines import load_engine
+small, large = (pathlib.Path(name) for name in sys.argv[1:])
+process = psutil.Process()
+with load_engine("openvino", small, threads=1) as engine:
+    engine.infer(np.zeros(engine.input_shape, np.float32))
+before = process.memory_info().rss
+with load_engine("openvino", large, threads=1) as engine:
+    engine.infer(np.zeros(engine.input_shape, np.float32))
+    gc.collect()
+    print(process.memory_info().rss - before)
+"""
+    pytest.importorskip("psutil")
+    small = model.with_name("small.onnx")
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [65, FEATURES])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [65, FEATURES])],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    small.write_bytes(
+        helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    )
+    weight_bytes = FEATURES * FEATURES * 4
+    grown = int(run_python(code, str(small), str(model)))
+    assert weight_bytes < grown < 1.6 * weight_bytes
+
+
+def test_the_kernel_runs_on_the_thread_pool_that_openvino_brought() -> None:
+    code = """
+import openvino
+from pathlib import Path
+from lpvit_engines.native import tbb_threads
+tbb_threads()
+lines = Path("/proc/self/maps").read_text().splitlines()
+pools = {line.split()[-1] for line in lines if "libtbb.so" in line}
+print(pools == {str(Path(openvino.__file__).parent.resolve() / "libs" / "libtbb.so.12")}, pools)
+"""
+    assert run_python(code).startswith("True")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_kernel_gets_as_many_threads_as_the_engine(threads: int, model: Path) -> None:
+    code = """
+import ctypes, pathlib
+import numpy as np, openvino
+from lpvit_engines import native, openvino_engine
+CONCURRENCY = ctypes.CFUNCTYPE(ctypes.c_int)
+class Threads(ctypes.Structure):
+    _fields_ = [("concurrency", CONCURRENCY), ("run", ctypes.c_void_p)]
+real = Threads.from_address(native.tbb_threads())
+seen = set()
+def concurrency():
+    seen.add(real.concurrency())
+    return real.concurrency()
+spy = Threads(CONCURRENCY(concurrency), real.run)
+openvino_engine._thread_table = lambda: ctypes.addressof(spy)
+engine = openvino_engine.OpenVinoEngine(pathlib.Path(sys.argv[1]), threads=int(sys.argv[2]))
+engine.infer(np.zeros(engine.input_shape, np.float32))
+print(seen)
+"""
+    if sys.platform == "linux" and len(os.sched_getaffinity(0)) < threads:
+        pytest.skip(f"needs {threads} cores")
+    assert run_python(code, str(model), str(threads)) == f"{{{threads}}}"
