@@ -206,16 +206,16 @@ def test_what_the_launcher_passes_makes_the_shipped_ptx_compute_the_layer(
         # A first launch with other numbers: nothing of it may remain in the prebuilt array.
         start(kernel, residual=0x7000 if epilogue == "residual" else 0)
         kernel.launch(
-            arguments.x,
-            arguments.values,
-            arguments.rows,
-            arguments.columns,
-            arguments.bias,
-            arguments.residual,
-            case.tokens,
-            case.in_features,
-            arguments.out_features,
-            arguments.y,
+            x=arguments.x,
+            values=arguments.values,
+            rows=arguments.rows,
+            columns=arguments.columns,
+            bias=arguments.bias,
+            residual=arguments.residual,
+            tokens=case.tokens,
+            ldx=case.in_features,
+            ldy=arguments.out_features,
+            y=arguments.y,
             block_row_count=len(problem.packed.rows),
             stream=0,
         )

@@ -45,7 +45,7 @@ class Assembler:
 CUDA_12 = Assembler(  # JetPack 6
     package="nvidia-cuda-nvcc-cu12", version="12.6.85", path="nvidia/cuda_nvcc/bin/ptxas"
 )
-CUDA_13 = Assembler(  # JetPack 7.0 and 7.1
+CUDA_13 = Assembler(  # JetPack 7.1
     package="nvidia-cuda-nvcc", version="13.0.88", path="nvidia/cu13/bin/ptxas"
 )
 ASSEMBLERS = {

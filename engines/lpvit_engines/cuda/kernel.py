@@ -52,6 +52,7 @@ class Kernel:
 
     def launch(
         self,
+        *,
         x: int,
         values: int,
         rows: int,
@@ -62,7 +63,6 @@ class Kernel:
         ldx: int,
         ldy: int,
         y: int,
-        *,
         block_row_count: int,
         stream: int,
     ) -> None:

@@ -156,16 +156,16 @@ def launch_on_tensors(
     y = x.new_empty((*x.shape[:-1], bias.shape[0]))
     added = None if residual is None else residual.contiguous()
     kernel.launch(
-        x.data_ptr(),
-        values.data_ptr(),
-        rows.data_ptr(),
-        columns.data_ptr(),
-        bias.data_ptr(),
-        0 if added is None else added.data_ptr(),
-        x.numel() // x.shape[-1],
-        x.shape[-1],
-        bias.shape[0],
-        y.data_ptr(),
+        x=x.data_ptr(),
+        values=values.data_ptr(),
+        rows=rows.data_ptr(),
+        columns=columns.data_ptr(),
+        bias=bias.data_ptr(),
+        residual=0 if added is None else added.data_ptr(),
+        tokens=x.numel() // x.shape[-1],
+        ldx=x.shape[-1],
+        ldy=bias.shape[0],
+        y=y.data_ptr(),
         block_row_count=rows.shape[0],
         stream=stream,
     )
