@@ -6,32 +6,50 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
 
 from lpvit_edge import doctor as doctor_module
 from lpvit_edge import power_cli
 from lpvit_edge.doctor import examine, pair_problem
-from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError
+from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, LpvitEdgeError
 from lpvit_profilers.base import PowerSource
 from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 
 SYSFS = Path(__file__).parent / "fixtures" / "sysfs"
 LINE = "01-02-2030 03:04:{0:02d} RAM 1/2MB VDD_IN {1}mW/1mW VDD_SOC 1000mW/1mW"
+
+
+class Result(NamedTuple):
+    """What came out of one call."""
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    exception: LpvitEdgeError | None
+
+
 Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run() -> Run:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The two verbs alone, so that no other verb has to be loaded."""
     app = typer.Typer()
     power_cli.register(app)
 
     def invoke(*arguments: str) -> Result:
-        return CliRunner().invoke(app, list(arguments))
+        code, raised = None, None
+        try:
+            app(list(arguments))
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else None
+        except LpvitEdgeError as error:
+            raised = error
+        captured = capsys.readouterr()
+        return Result(captured.out, captured.err, code, raised)
 
     return invoke
 
@@ -62,7 +80,7 @@ def orin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("verb", ["doctor", "power"])
 def test_help_shows_an_example(run: Run, verb: str) -> None:
-    assert f"Example: lpvit {verb}" in run(verb, "--help").output
+    assert f"Example: lpvit {verb}" in run(verb, "--help").stdout
 
 
 def test_power_replays_a_log_rail_by_rail(run: Run, log: Path) -> None:
