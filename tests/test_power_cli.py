@@ -191,7 +191,7 @@ def test_a_machine_without_any_engine_is_unfit_and_doctor_exits_with_3(
     result = run("doctor", "--json")
     assert result.exit_code == 3
     unfit = [f["name"] for f in json.loads(result.stdout)["findings"] if f["status"] == "unfit"]
-    assert unfit == ["openvino", "tensorrt"]
+    assert unfit == ["openvino"]
 
 
 def test_engines_are_those_the_caller_names() -> None:
@@ -199,6 +199,19 @@ def test_engines_are_those_the_caller_names() -> None:
     engines = {f.name: (f.status, f.remedy) for f in report.findings if f.area == "engine"}
     assert engines["mine"] == ("ok", None)
     assert engines["other"] == ("optional", "pip install absent-x")
+
+
+def test_tensorrt_alone_does_not_make_a_machine_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("Package: libnvinfer10\nVersion: 10.3.0.30-1+cuda12.5\n")
+    monkeypatch.setattr(doctor_module, "installed", lambda _: None)
+    report = examine(root=tmp_path)
+    found = {f.name: f.found for f in report.findings}
+    assert found["tensorrt"] == "10.3.0.30 (no engine of this version runs on it)"
+    assert not report.is_fit
 
 
 def test_a_small_machine_with_an_old_processor_gets_remedies(tmp_path: Path) -> None:
