@@ -19,15 +19,9 @@ from lpvit_profilers.detect import Detected, detect
 from lpvit_profilers.device import DeviceIdentity, fingerprint, identify
 
 Status = Literal["ok", "optional", "warning", "unfit"]
-# Engine -> the distributions, any one of which brings it; none for what is part of this package.
-ENGINES: Mapping[str, Sequence[str]] = {
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-}
-_ENGINE_REMEDY = {
-    "openvino": "pip install 'lpvit-edge[cpu]'",
-    "tensorrt": "it comes with JetPack; make the venv with --system-site-packages",
-}
+# Engine of this version -> the distributions, any one of which brings its library.
+ENGINES: Mapping[str, Sequence[str]] = {"openvino": ("openvino",)}
+_ENGINE_REMEDY = {"openvino": "pip install 'lpvit-edge[cpu]'"}
 _LEAST_MEMORY_MB = 2000
 _KERNEL_ISA = {"x86_64": {"avx2", "fma"}, "aarch64": {"asimd"}}
 
@@ -69,6 +63,7 @@ def examine(
         *_engines(engines),
         _kernel(),
         _onnxruntime(),
+        _tensorrt(device),
         _torch_pair(),
         _power(sources),
     )
@@ -203,6 +198,21 @@ def _onnxruntime() -> Finding:
         status="optional",
         found="absent",
         remedy="pip install 'lpvit-edge[prune]' to check exported models against it",
+    )
+
+
+def _tensorrt(device: DeviceIdentity) -> Finding:
+    """Only its presence: no engine of this version runs on it."""
+    found = device.runtimes.get("tensorrt")
+    if found:
+        found = f"{found} (no engine of this version runs on it)"
+        return Finding(area="library", name="tensorrt", status="ok", found=found)
+    return Finding(
+        area="library",
+        name="tensorrt",
+        status="optional",
+        found="absent",
+        remedy="nothing to do: no engine of this version runs on it",
     )
 
 

@@ -221,6 +221,17 @@ def test_an_estimate_stays_an_estimate_in_the_result() -> None:
     assert found.describe().endswith("estimated")
 
 
+def test_a_line_for_people_has_no_more_digits_than_the_gross_energy() -> None:
+    found = msgspec.structs.replace(
+        measured(Bench(), repeats=1), gross_mj=185.37, net_mj=90.24, ci95_mj=2.04, gain_class=0.05
+    )
+    assert found.describe() == (
+        "185 mJ ± 2 (repeats), ± 5% (sensor), 90 mJ above idle, bench, module_input, measured"
+    )
+    small = msgspec.structs.replace(found, gross_mj=1.8537, net_mj=1e-13, ci95_mj=0.0204)
+    assert small.describe().startswith("1.85 mJ ± 0.02 (repeats), ± 5% (sensor), 0.00 mJ above")
+
+
 def test_one_repeat_has_no_spread() -> None:
     found = measured(Bench(), repeats=1)
     assert (found.ci95_mj, found.sd_mj) == (None, None)

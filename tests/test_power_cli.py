@@ -6,32 +6,50 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
 
 from lpvit_edge import doctor as doctor_module
 from lpvit_edge import power_cli
 from lpvit_edge.doctor import examine, pair_problem
-from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError
+from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, LpvitEdgeError
 from lpvit_profilers.base import PowerSource
 from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 
 SYSFS = Path(__file__).parent / "fixtures" / "sysfs"
 LINE = "01-02-2030 03:04:{0:02d} RAM 1/2MB VDD_IN {1}mW/1mW VDD_SOC 1000mW/1mW"
+
+
+class Result(NamedTuple):
+    """What came out of one call."""
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    exception: LpvitEdgeError | None
+
+
 Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run() -> Run:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The two verbs alone, so that no other verb has to be loaded."""
     app = typer.Typer()
     power_cli.register(app)
 
     def invoke(*arguments: str) -> Result:
-        return CliRunner().invoke(app, list(arguments))
+        code, raised = None, None
+        try:
+            app(list(arguments))
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else None
+        except LpvitEdgeError as error:
+            raised = error
+        captured = capsys.readouterr()
+        return Result(captured.out, captured.err, code, raised)
 
     return invoke
 
@@ -62,7 +80,7 @@ def orin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("verb", ["doctor", "power"])
 def test_help_shows_an_example(run: Run, verb: str) -> None:
-    assert f"Example: lpvit {verb}" in run(verb, "--help").output
+    assert f"Example: lpvit {verb}" in run(verb, "--help").stdout
 
 
 def test_power_replays_a_log_rail_by_rail(run: Run, log: Path) -> None:
@@ -173,7 +191,7 @@ def test_a_machine_without_any_engine_is_unfit_and_doctor_exits_with_3(
     result = run("doctor", "--json")
     assert result.exit_code == 3
     unfit = [f["name"] for f in json.loads(result.stdout)["findings"] if f["status"] == "unfit"]
-    assert unfit == ["openvino", "tensorrt"]
+    assert unfit == ["openvino"]
 
 
 def test_engines_are_those_the_caller_names() -> None:
@@ -181,6 +199,19 @@ def test_engines_are_those_the_caller_names() -> None:
     engines = {f.name: (f.status, f.remedy) for f in report.findings if f.area == "engine"}
     assert engines["mine"] == ("ok", None)
     assert engines["other"] == ("optional", "pip install absent-x")
+
+
+def test_tensorrt_alone_does_not_make_a_machine_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("Package: libnvinfer10\nVersion: 10.3.0.30-1+cuda12.5\n")
+    monkeypatch.setattr(doctor_module, "installed", lambda _: None)
+    report = examine(root=tmp_path)
+    found = {f.name: f.found for f in report.findings}
+    assert found["tensorrt"] == "10.3.0.30 (no engine of this version runs on it)"
+    assert not report.is_fit
 
 
 def test_a_small_machine_with_an_old_processor_gets_remedies(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What an energy measurement found: records that go into files, and one line for people."""
 
+import math
+
 import msgspec
 
 from lpvit_profilers.base import Quality, Scope
@@ -79,17 +81,23 @@ class EnergyMeasurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         """
         if self.gross_mj is None:
             return f"no energy: {'; '.join(self.reasons)}"
-        spread = "" if self.ci95_mj is None else f" ± {_short(self.ci95_mj)} (repeats)"
+        gross_mj = self.gross_mj
+        spread = "" if self.ci95_mj is None else f" ± {_as(self.ci95_mj, gross_mj)} (repeats)"
         gain = (
             "sensor not calibrated"
             if self.gain_class is None
             else f"± {self.gain_class:.0%} (sensor)"
         )
-        net = "" if self.net_mj is None else f", {_short(self.net_mj)} mJ above idle"
-        text = f"{_short(self.gross_mj)} mJ{spread}, {gain}{net}"
+        net = "" if self.net_mj is None else f", {_as(self.net_mj, gross_mj)} mJ above idle"
+        text = f"{_as(gross_mj, gross_mj)} mJ{spread}, {gain}{net}"
         return f"{text}, {self.source}, {self.scope}, {self.quality}"
 
 
-def _short(value: float) -> str:
-    """Three digits are more than any of these sensors is good for."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+def _as(value: float, like: float) -> str:
+    """With as many decimals as give `like` three digits: no sensor here is good for more.
+
+    >>> _as(1.2345, 185.0), _as(1.2345, 12.0), _as(1.2345, 0.0)
+    ('1', '1.2', '1')
+    """
+    decimals = 2 - math.floor(math.log10(abs(like))) if like else 0
+    return f"{value:.{max(0, min(9, decimals))}f}"
