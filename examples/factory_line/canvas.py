@@ -53,15 +53,15 @@ def blurred(picture: Picture, *, sigma: float) -> Picture:
         width = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
         padded = np.pad(picture, width, mode="reflect")
         parts = [padded.take(range(k, k + SIDE), axis=axis) * tap for k, tap in enumerate(taps)]
-        picture = np.sum(parts, axis=0, dtype=np.float32)
+        picture = np.stack(parts).sum(axis=0, dtype=np.float32)
     return picture
 
 
 def soft_step(distance: Plane, *, softness: float) -> Plane:
     """1 where a signed distance is well below 0, 0 well above, over about `softness` pixels."""
     clipped = np.clip(distance / np.float32(softness), -20, 20)
-    result: Plane = 1 / (1 + np.exp(4 * clipped))
-    return result
+    step: Plane = (1 / (1 + np.exp(4 * clipped))).astype(np.float32)
+    return step
 
 
 def stroke_mask(strokes: Sequence[tuple[Sequence[Point], float]]) -> Plane:

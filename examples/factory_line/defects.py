@@ -85,7 +85,7 @@ def hole(picture: Picture, rng: np.random.Generator, light: float) -> Picture:
     rough = filtered_noise(rng, along=3, across=3)
     distance = np.hypot(u, v * np.float32(rng.uniform(0.85, 1.2))) - radius + 0.5 * rough
     rim = np.exp(-0.5 * ((distance - 1) / 1.1) ** 2) * np.clip(-u / radius, 0, 1)
-    pit = soft_step(distance, softness=1.2)
+    pit = soft_step(distance.astype(np.float32), softness=1.2)
     return _darkened(_lightened(picture, rim, by=0.6), pit, by=rng.uniform(0.75, 0.9))
 
 
@@ -168,7 +168,8 @@ def _blotch(rng: np.random.Generator, *, radius: float, roughness: float) -> Pla
     turn, stretch = rng.uniform(0, np.pi), rng.uniform(0.75, 1.3)
     u, v = rotated_grid(turn, centre=_somewhere(rng, margin=24))
     border = filtered_noise(rng, along=5, across=5)
-    result: Plane = np.hypot(u * stretch, v / stretch) - radius + roughness * border
+    distance = np.hypot(u * stretch, v / stretch) - radius + roughness * border
+    result: Plane = distance.astype(np.float32)
     return result
 
 

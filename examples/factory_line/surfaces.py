@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from canvas import SIDE, Picture, Plane, Point, filtered_noise, polygon_mask, rotated_grid
+from canvas import SIDE, Picture, Point, filtered_noise, polygon_mask, rotated_grid
 
 Tint = npt.NDArray[np.float64]  # (3,) gains of red, green, blue
 Surface = Callable[[np.random.Generator, float], Picture]
@@ -128,5 +128,5 @@ def _tint(rng: np.random.Generator, *, saturation: float) -> Tint:
     return 1 + strength * 0.5 * np.cos(hue + np.array([0, 2, 4]) * np.pi / 3)
 
 
-def _coloured(level: Plane, tint: Tint) -> Picture:
+def _coloured(level: npt.NDArray[np.floating], tint: Tint) -> Picture:
     return (level[..., None] * tint).astype(np.float32)
