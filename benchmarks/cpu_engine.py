@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layer_roofline import measured_peak_gflops, roofline
 from numpy.typing import NDArray
-from vit_onnx import export_dense, write_sparse
 
+from benchmarks.layer_roofline import measured_peak_gflops, roofline
+from benchmarks.vit_onnx import export_dense, write_sparse
 from lpvit_engines import Engine, load_engine
 from lpvit_engines.native import instruction_set
 

@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import numpy as np
-from vit_onnx import Gemm, prune_at_random
 
+from benchmarks.vit_onnx import Gemm, prune_at_random
 from lpvit_engines.native import PackedLayer, fma_flops
 
 TOKENS = 197
