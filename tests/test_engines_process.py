@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from lpvit_engines.block_sparse import BlockSparseMatrix
+from tests.native.onnx_models import save, sparse_model
 
 ROOT = Path(__file__).parent.parent
 FEATURES = 4096
@@ -20,26 +21,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One sparse layer, all of whose 64 MiB of weights are stored."""
     weight = np.ones((FEATURES, FEATURES), np.float32)
     matrix = BlockSparseMatrix.from_dense(weight, block_rows=64, block_cols=16)
-    arrays = {"values": matrix.values, "row_ptr": matrix.row_ptr, "col_idx": matrix.col_idx}
-    node = helper.make_node(
-        "BlockSparseLinear",
-        ["x", *arrays],
-        ["y"],
-        domain="lpvit",
-        block_rows=64,
-        block_cols=16,
-        out_features=FEATURES,
-        activation="none",
-    )
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [65, FEATURES]) for n in ("x", "y")]
-    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph([node], "large", ends[:1], ends[1:], initializers)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lpvit", 1)]
     path = tmp_path_factory.mktemp("process") / "large.onnx"
-    path.write_bytes(
-        helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
-    )
-    return path
+    return sparse_model(path, [matrix], shape=[65, FEATURES])
 
 
 def run_python(code: str, *arguments: str) -> str:
@@ -71,16 +54,10 @@ with load_engine("openvino", large, threads=1) as engine:
 """
     pytest.importorskip("psutil")
     small = model.with_name("small.onnx")
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])],
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [65, FEATURES])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [65, FEATURES])],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    small.write_bytes(
-        helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
-    )
+    shape = [65, FEATURES]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    node = helper.make_node("Relu", ["x"], ["y"])
+    save(helper.make_graph([node], "small", ends[:1], ends[1:]), small)
     weight_bytes = FEATURES * FEATURES * 4
     grown = int(run_python(code, str(small), str(model)))
     assert weight_bytes < grown < 1.6 * weight_bytes

@@ -123,3 +123,25 @@ def test_a_failed_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="No space left"):
         export_onnx(model, walked, {}, tmp_path / "m.onnx", image_size=size)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sparse_layers_that_share_an_input_stay_different_layers(tmp_path: Path) -> None:
+    """OpenVINO merges operators it takes for equal: q, k and v of one input must not be."""
+    import numpy as np
+
+    from lpvit_edge.onnx_nodes import repeated_layer_model
+    from lpvit_engines import load_engine
+    from lpvit_engines.block_sparse import BlockSparseMatrix
+
+    generator = np.random.default_rng(0)
+    weights = [generator.standard_normal((32, 16), np.float32) for _ in range(3)]
+    copies = [BlockSparseMatrix.from_dense(W, block_rows=8, block_cols=4) for W in weights]
+    model = repeated_layer_model(
+        tokens=5, in_features=16, out_features=32, activation="none", copies=[*copies]
+    )
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    x = generator.standard_normal((1, 5, 16), np.float32)
+    with load_engine("openvino", tmp_path / "m.onnx", threads=1) as engine:
+        found = engine.infer(x)[0, 0]
+    expected = [float(x[0, 0] @ W[0]) - 1.0 for W in weights]  # the bias begins at -1
+    assert found == pytest.approx(expected, abs=1e-5)

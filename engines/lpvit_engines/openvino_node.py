@@ -128,6 +128,9 @@ def _operator_class(packed: PackedLayer) -> Any:
             return True
 
         def visit_attributes(self, visitor: Any) -> bool:
+            # OpenVINO merges operators with equal inputs and attributes. The weights are in
+            # neither, so two layers on the same input would become one without this.
+            visitor.on_attributes({"layer": identity})
             return True
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:

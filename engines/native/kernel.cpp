@@ -20,6 +20,11 @@ namespace {
 typedef float Vector __attribute__((vector_size(4 * LPVIT_LANES)));
 typedef float Loose __attribute__((vector_size(4 * LPVIT_LANES), aligned(4), may_alias));
 
+constexpr int kLineFloats = 16;
+// 4 KiB ahead: 9 to 13 % off the linear layers of DeiT-B, whose weights do not stay in a cache;
+// 2 KiB and 8 KiB ahead gave less.
+constexpr int kPrefetchFloats = 1024;
+
 // Tile heights that fill the registers: rows * vectors accumulators, the weights, one broadcast.
 constexpr int tile_rows(int vectors) { return vectors < LPVIT_WIDEST ? 12 : 6; }
 
@@ -72,6 +77,9 @@ void tile(const Strip& strip, const Operands& at, int64_t token, int32_t block_c
     for (int32_t block = 0; block < strip.blocks; ++block) {
         const float* xb = x + strip.columns[block];
         for (int32_t c = 0; c < cols; ++c, w += VECTORS * LPVIT_LANES) {
+            // Weights come once per call from far away, faster than a prefetcher looks ahead.
+            for (int line = 0; line < VECTORS * LPVIT_LANES; line += kLineFloats)
+                __builtin_prefetch(w + kPrefetchFloats + line, 0, 2);
             Vector weights[VECTORS];
             LPVIT_UNROLL
             for (int v = 0; v < VECTORS; ++v)
