@@ -130,7 +130,7 @@ def _operator_class(packed: PackedLayer) -> Any:
         def visit_attributes(self, visitor: Any) -> bool:
             # OpenVINO merges operators with equal inputs and attributes. The weights are in
             # neither, so two layers on the same input would become one without this.
-            visitor.on_attributes({"layer": identity})
+            visitor.on_attributes({"layer": id(packed)})
             return True
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:
