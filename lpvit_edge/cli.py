@@ -86,10 +86,10 @@ def optimize(
 @app.command()
 def profile(
     model: options.Model,
-    out: options.Out = Path("runs/optimize"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The run folder, or a .json file.")
+    ] = Path("runs/optimize"),
     weights: options.Weights = None,
-    calibration: options.Calibration = None,
-    heldout: options.Heldout = None,
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
     patterns: options.Patterns = options.DEFAULT_PATTERNS,
@@ -99,18 +99,18 @@ def profile(
 ) -> None:
     """Measure what every form of every layer costs on this device: device_profile.json.
 
-    Example: lpvit profile examples/factory_line/model.toml --budget 5m --out runs/demo
+    Example: lpvit profile examples/factory_line/model.toml --budget 5m --out device_profile.json
     """
     from lpvit_edge.budget import seconds_of
     from lpvit_edge.device_profile import profile_device
 
-    job = options.job(model, out, weights, calibration, heldout, 1, engine, threads, patterns)
+    path = out if out.suffix == ".json" else out / "device_profile.json"
+    job = options.job_without_images(model, path.parent, weights, engine, threads, patterns)
     seconds = None if budget is None else seconds_of(budget)
-    record = profile_device(job, seconds=seconds)
+    record = profile_device(job, seconds=seconds, path=path)
     print(
-        f"{job.path('device_profile.json')}: {len(record.gemms)} forms, dense "
-        f"{record.dense.median_ms:.3f} ms, sum of parts {record.sum_over_measured:.2f} of it, "
-        f"energy {record.power.quality}"
+        f"{path}: {len(record.gemms)} forms, dense {record.dense.median_ms:.3f} ms, sum of parts "
+        f"{record.sum_over_measured:.2f} of it, energy {record.power.quality}"
     )
     for reason in record.reasons:
         print(f"may not be trusted because {reason}")

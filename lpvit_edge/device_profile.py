@@ -28,12 +28,17 @@ _DRIFT_LIMIT, _UNSTABLE_LIMIT, _SUM_LIMITS = 0.05, 0.2, (0.8, 1.25)
 
 
 def profile_device(
-    job: Job, *, seconds: float | None = None, network_seconds: float = 4.0
+    job: Job,
+    *,
+    seconds: float | None = None,
+    network_seconds: float = 4.0,
+    path: Path | None = None,
 ) -> DeviceProfile:
     """Measure this device on every form of every layer, and on the whole dense network.
 
-    `seconds` bounds the layer forms, see lpvit_edge.profile. An interrupted profile leaves
-    device_profile.partial.json, from which the next call goes on.
+    `seconds` bounds the layer forms, see lpvit_edge.profile; `path` is where the profile goes, by
+    default device_profile.json in the job's folder. An interrupted profile leaves
+    device_profile.partial.json there, from which the next call goes on.
     """
     from lpvit_edge.check import latency_record
     from lpvit_profilers.device import fingerprint, identify
@@ -91,7 +96,7 @@ def profile_device(
         power=power,
         reasons=tuple(_reasons(gemms, drift, total)),
     )
-    files.save(record, job.path("device_profile.json"))
+    files.save(record, path or job.path("device_profile.json"))
     partial.done()
     return record
 

@@ -75,6 +75,27 @@ def prepare(
     )
 
 
+def prepare_without_images(
+    model: "LoadedModel", folder: Path, *, engine: str, threads: int, patterns: tuple[str, ...]
+) -> Job:
+    """Walk the model only: all that measuring the device needs."""
+    from lpvit_edge.layers import walk
+
+    for pattern in patterns:
+        parse_pattern(pattern)
+    none = ImageFolder(folder=folder, paths=(), targets=None)
+    return Job(
+        model=model,
+        walk=walk(model.module, image_size=model.preprocess.image_size),
+        calibration=none,
+        heldout=none,
+        folder=folder,
+        engine=engine,
+        threads=threads,
+        patterns=patterns,
+    )
+
+
 def _given(folder: Path | None, name: str) -> Path:
     if folder is None:
         raise DataError(

@@ -1,9 +1,9 @@
 """Walk the whole way: profile, sensitivity, allocate, prune, export, build, check, report."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -26,6 +26,9 @@ from lpvit_edge.records import (
     Sensitivity,
 )
 from lpvit_edge.run_folder import Goal
+
+if TYPE_CHECKING:
+    from lpvit_edge.prune import Form
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -123,7 +126,7 @@ def allocate_verified(
             if not tried:
                 raise
             break
-        measured = measure_share(job, allocation, seconds=goal.network_seconds)
+        measured = network_share(job, steps.forms(allocation), seconds=goal.network_seconds)
         tried.append((measured, allocation))
         budget_ms *= 0.99 * share / measured
     best, allocation = min(tried, key=lambda pair: pair[0])
@@ -136,12 +139,11 @@ def allocate_verified(
     return allocation
 
 
-def measure_share(job: Job, allocation: Allocation, *, seconds: float) -> float:
-    """Latency of the allocation's engine, with magnitude masks, as a share of the dense one."""
+def network_share(job: Job, forms: "Mapping[str, Form]", *, seconds: float) -> float:
+    """Latency of the network with magnitude masks in these forms, as a share of the dense one."""
     from lpvit_edge.profile import profile_networks
     from lpvit_edge.trial import masked_by_magnitude
 
-    forms = steps.forms(allocation)
     masked = masked_by_magnitude(job.model.module, forms)
     patterns = {name: form.pattern for name, form in forms.items()}
     with tempfile.TemporaryDirectory() as scratch:

@@ -77,6 +77,25 @@ def job(
     )
 
 
+def job_without_images(
+    model: str, folder: Path, weights: Path | None, engine: str, threads: int, patterns: str
+) -> "Job":
+    """Load the model alone: measuring the device needs no images."""
+    from lpvit_edge.deps import require
+    from lpvit_edge.job import available_threads, prepare_without_images
+
+    require("torch")
+    from lpvit_edge.models import load_model
+
+    return prepare_without_images(
+        load_model(model, weights=weights),
+        folder,
+        engine=engine,
+        threads=threads or available_threads(),
+        patterns=tuple(patterns.split(",")),
+    )
+
+
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
     """The value, or UnknownOptionError naming what is allowed."""
     if value not in allowed:

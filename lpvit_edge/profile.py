@@ -43,6 +43,8 @@ SPARSITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 DEFAULT_SECONDS = 0.3  # for each form, when no budget says otherwise
 _MIN_SECONDS, _MAX_SECONDS = 0.03, 2.0
 ENERGY_WINDOW_S = 3.0
+# A cost is called stable when half of its samples lie this close to the median.
+_STABLE_SHARE, _STABLE_MS = 0.1, 0.002
 
 
 def profile_gemms(
@@ -152,6 +154,8 @@ def _cost(
     form: LayerForm, timed: "Mapping[str, LatencyMeasurement]", *, energy_mj: float | None
 ) -> GemmCost:
     full, base = timed["full"], timed["base"]
+    latency_ms = max(0.0, (full.median_ms - base.median_ms) / COPIES)
+    spread_ms = (full.mad_ms + base.mad_ms) / COPIES
     return GemmCost(
         tokens=form.shape.tokens,
         in_features=form.shape.in_features,
@@ -159,9 +163,9 @@ def _cost(
         activation=form.shape.activation,
         pattern=form.pattern,
         sparsity=form.sparsity,
-        latency_ms=max(0.0, (full.median_ms - base.median_ms) / COPIES),
-        spread_ms=(full.mad_ms + base.mad_ms) / COPIES,
-        stable=full.stable and base.stable,
+        latency_ms=latency_ms,
+        spread_ms=spread_ms,
+        stable=spread_ms <= max(_STABLE_SHARE * latency_ms, _STABLE_MS),
         energy_mj=energy_mj,
     )
 

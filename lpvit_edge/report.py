@@ -20,6 +20,7 @@ def write_report(result: dict[str, Any], path: Path) -> None:
         result=result,
         rows=table.rows(result),
         prediction=table.prediction(result),
+        doubts=table.doubts(result),
         headline=_headline(result),
         bars=_bars(result["layers"]),
         bar_size=(_LABEL_WIDTH + _BAR_WIDTH + 190, _ROW_HEIGHT * len(result["layers"]) + 4),

@@ -52,6 +52,7 @@ def document(
         "accuracy_curve": msgspec.to_builtins(curve),
         "layers": msgspec.to_builtins(allocation.choices),
         "sum_of_parts_over_measured_dense": profile.sum_over_measured,
+        "profile_reasons": list(profile.reasons),
         "onnxruntime_relative_error": export.onnxruntime_error,
         "engine_relative_error": export.engine_error,
         "skipped_images": list(check.skipped),

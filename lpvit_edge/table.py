@@ -82,6 +82,17 @@ def show(result: dict[str, Any]) -> None:
         + prediction(result),
         soft_wrap=True,
     )
-    for side in ("dense", "sparse"):
-        for reason in result[side]["latency_reasons"]:
-            console.print(f"[yellow]{side}: {reason}[/yellow]", soft_wrap=True)
+    for what, reasons in doubts(result).items():
+        for reason in reasons:
+            console.print(
+                f"{what} may be unstable because {reason}", soft_wrap=True, style="yellow"
+            )
+
+
+def doubts(result: dict[str, Any]) -> dict[str, list[str]]:
+    """Why a number may not be trusted, by what it is a number of."""
+    return {
+        "the dense latency": result["dense"]["latency_reasons"],
+        "the sparse latency": result["sparse"]["latency_reasons"],
+        "the device profile": result["profile_reasons"],
+    }
