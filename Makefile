@@ -18,7 +18,8 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,prune,dev]'
 	touch $@
 
-$(DATA)/.ready: examples/factory_line/generate.py | setup
+$(DATA)/.ready: $(wildcard examples/factory_line/*.py) | setup
+	rm -rf $(DATA)
 	$(BIN)/python examples/factory_line/generate.py --out $(DATA) --calibration 512 --heldout 2000
 	touch $@
 
@@ -35,4 +36,4 @@ test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv runs data
+	rm -rf .venv runs/demo $(DATA)

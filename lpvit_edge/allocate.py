@@ -200,8 +200,10 @@ def _total_ms(options: Options, picks: Picks) -> float:
 def by_uniform(options: Options, budget_ms: float) -> Picks:
     """The lowest sparsity that, in one pattern for all layers that gain by it, fits the budget.
 
-    Raises BudgetNotMetError when even the highest sparsity does not.
+    All dense when that fits. Raises BudgetNotMetError when even the highest sparsity does not.
     """
+    if sum(opts[0].latency_ms for opts in options) <= budget_ms:
+        return (0,) * len(options)
     patterns = sorted({o.pattern for opts in options for o in opts} - {"dense"})
     fitting = []
     for pattern in patterns:

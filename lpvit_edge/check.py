@@ -10,8 +10,9 @@ import numpy as np
 from lpvit_edge.deps import require
 from lpvit_edge.energy import energies
 from lpvit_edge.errors import DataError, EngineError
-from lpvit_edge.images import Batch, ImageFolder, Preprocess, read_batches
-from lpvit_edge.progress import track
+from lpvit_edge.files import sha256_of
+from lpvit_edge.images import Batch, ImageFolder, Preprocess, content_sha256, read_batches
+from lpvit_edge.progress import track, working
 from lpvit_edge.records import Check, EngineCheck, Latency
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def check_engines(
 ) -> Check:
     """Run both engines alternately on this device, first for time, then over all images."""
     from lpvit_engines import load_engine
+    from lpvit_profilers.device import fingerprint, identify
     from lpvit_profilers.latency import measure_alternating
 
     with (
@@ -54,8 +56,9 @@ def check_engines(
             "dense": lambda: dense.infer(image),
             "sparse": lambda: sparse.infer(image),
         }
-        latency = measure_alternating(runs, min_time_s=seconds)
-        energy = energies(runs, window_s=seconds)
+        with working("check: latency, energy"):
+            latency = measure_alternating(runs, min_time_s=seconds)
+            energy = energies(runs, window_s=seconds)
         answers = compare_answers(dense, sparse, heldout, preprocess)
     sides = {
         name: EngineCheck(
@@ -73,6 +76,10 @@ def check_engines(
         )
     }
     return Check(
+        fingerprint=fingerprint(identify()),
+        dense_onnx_sha256=sha256_of(dense_onnx),
+        onnx_sha256=sha256_of(sparse_onnx),
+        heldout_sha256=content_sha256(heldout),
         dense=sides["dense"],
         sparse=sides["sparse"],
         speedup=latency["dense"].median_ms / latency["sparse"].median_ms,
@@ -163,5 +170,5 @@ def refuse_unequal(errors: dict[str, float], *, tolerance: float) -> None:
         if not error <= tolerance:
             raise EngineError(
                 f"{name} differs from the torch model by {error:.2e} of the largest logit "
-                f"(tolerance {tolerance:.0e}); nothing was built. Report this with the model file"
+                f"(tolerance {tolerance:.0e}), so it must not be used. Report this with the file"
             )

@@ -14,6 +14,7 @@ from lpvit_edge import profile as profiling
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.job import Job
 from lpvit_edge.pattern import Pattern, parse_pattern
+from lpvit_edge.progress import working
 from lpvit_edge.records import DeviceProfile, GemmCost, LayerShape, PartialProfile, PowerNote
 from lpvit_edge.steps import export_model
 
@@ -62,13 +63,14 @@ def profile_device(
     with tempfile.TemporaryDirectory() as scratch:
         emptied_onnx = Path(scratch) / "emptied.onnx"
         export_model(job, emptied, emptied_as, emptied_onnx)
-        networks = profiling.profile_networks(
-            dense_onnx,
-            emptied_onnx,
-            engine=job.engine,
-            threads=job.threads,
-            seconds=network_seconds,
-        )
+        with working("profile: whole networks"):
+            networks = profiling.profile_networks(
+                dense_onnx,
+                emptied_onnx,
+                engine=job.engine,
+                threads=job.threads,
+                seconds=network_seconds,
+            )
     dense = networks["dense"]
     names = {name: str(pattern) for name, pattern in emptied_as.items()}
     layers = job.walk.layers
@@ -167,15 +169,18 @@ def _emptied(job: Job) -> "tuple[nn.Module, dict[str, Pattern]]":
     return model, chosen
 
 
-def _drift(job: Job, gemms: tuple[GemmCost, ...]) -> float:
-    """Relative change of the largest dense layer since it was timed first."""
+def _drift(job: Job, gemms: tuple[GemmCost, ...]) -> float | None:
+    """Relative change of the largest dense layer since it was timed first.
+
+    None when its first time drowned in the scatter.
+    """
     from lpvit_edge.layer_networks import layer_forms
 
     largest = layer_forms(job.walk.layers, (), ())[0]
     before = next(g.latency_ms for g in gemms if g.pattern == "dense" and _same(g, largest.shape))
     seconds = profiling.DEFAULT_SECONDS
     after = profiling.measure_form(largest, job.engine, job.threads, seconds).latency_ms
-    return after / before - 1.0 if before > 0.0 else float("inf")
+    return after / before - 1.0 if before > 0.0 else None
 
 
 def _same(gemm: GemmCost, shape: LayerShape) -> bool:
@@ -183,12 +188,14 @@ def _same(gemm: GemmCost, shape: LayerShape) -> bool:
     return all(getattr(gemm, field) == getattr(shape, field) for field in fields)
 
 
-def _reasons(gemms: tuple[GemmCost, ...], drift: float, total: float) -> Iterator[str]:
+def _reasons(gemms: tuple[GemmCost, ...], drift: float | None, total: float) -> Iterator[str]:
     """Each completes "the profile may not be trusted because ..."."""
     unstable = sum(not gemm.stable for gemm in gemms)
     if unstable > _UNSTABLE_LIMIT * len(gemms):
         yield f"{unstable} of {len(gemms)} forms were unstable; stop other programs, fix the clocks"
-    if abs(drift) > _DRIFT_LIMIT:
+    if drift is None:
+        yield "the largest layer's time drowned in its scatter; stop other programs"
+    elif abs(drift) > _DRIFT_LIMIT:
         yield f"the same layer took {drift:+.0%} at the end; let the machine come to rest"
     if not _SUM_LIMITS[0] <= total <= _SUM_LIMITS[1]:
         yield f"the parts add up to {total:.2f} of the whole network; take layer times as relative"

@@ -11,10 +11,10 @@ from lpvit_edge import files, result, steps
 from lpvit_edge.allocate import allocate
 from lpvit_edge.budget import latency_budget_ms
 from lpvit_edge.device_profile import profile_device
-from lpvit_edge.errors import BudgetNotMetError, FileFormatError, MismatchError
+from lpvit_edge.errors import BudgetNotMetError, DeviceMismatchError, FileFormatError
 from lpvit_edge.files import write_atomic
 from lpvit_edge.job import Job
-from lpvit_edge.progress import track
+from lpvit_edge.progress import track, working
 from lpvit_edge.records import (
     Allocation,
     Check,
@@ -28,6 +28,8 @@ from lpvit_edge.records import (
 from lpvit_edge.run_folder import Goal
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lpvit_edge.prune import Form
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -66,26 +68,56 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         Allocation,
         lambda: allocate_verified(job, profile, curves, goal, target_ms=target_ms),
     )
-    _once(job, "prune.json", PruneLog, lambda: steps.prune(job, allocation))
-    export = _once(job, "export.json", ExportLog, lambda: steps.export(job, allocation))
-    _once(job, "manifest.json", Manifest, lambda: steps.build(job))
+    chosen = files.sha256_of(job.path("allocation.json"))
+    pruned = _once(
+        job,
+        "prune.json",
+        PruneLog,
+        lambda: steps.prune(job, allocation),
+        fits=lambda log: log.allocation_sha256 == chosen,
+    )
+    export = _once(
+        job,
+        "export.json",
+        ExportLog,
+        lambda: steps.export(job, allocation),
+        fits=lambda log: log.model_sha256 == pruned.model_sha256,
+    )
+    _once(
+        job,
+        "manifest.json",
+        Manifest,
+        lambda: steps.build(job),
+        fits=lambda manifest: manifest.onnx_sha256 == export.onnx_sha256,
+    )
     check = _once(
         job,
         "check.json",
         Check,
         lambda: steps.check(job, allocation, seconds=goal.check_seconds),
+        fits=lambda found: found.onnx_sha256 == export.onnx_sha256,
     )
     curve = _once(job, "curve.json", Curve, lambda: budget_curve(job, profile, curves, goal))
     return finish(job, profile, allocation, export, check, curve, target_ms=target_ms)
 
 
-def _once(job: Job, name: str, kind: type[RecordT], make: Callable[[], RecordT]) -> RecordT:
+def _once(
+    job: Job,
+    name: str,
+    kind: type[RecordT],
+    make: Callable[[], RecordT],
+    *,
+    fits: Callable[[RecordT], bool] = lambda _: True,
+) -> RecordT:
+    """What the folder holds, unless it was made from something that has changed since."""
     path = job.path(name)
-    return files.load(kind, path) if path.exists() else make()
+    if path.exists() and fits(found := files.load(kind, path)):
+        return found
+    return make()
 
 
 def refuse_other_device(profile: DeviceProfile) -> None:
-    """Raise MismatchError, naming the difference, when the profile is of another machine."""
+    """Raise DeviceMismatchError, naming the difference, for a profile of another machine."""
     from lpvit_profilers.device import DeviceIdentity, differences, fingerprint, identify
 
     here = identify()
@@ -96,8 +128,9 @@ def refuse_other_device(profile: DeviceProfile) -> None:
     except msgspec.ValidationError as error:
         raise FileFormatError(f"device_profile.json: device: {error}") from error
     named = "; ".join(differences(there, here)) or "its fingerprint differs"
-    raise MismatchError(
-        f"the device profile was taken under other conditions: {named}. Profile this machine anew"
+    raise DeviceMismatchError(
+        f"the device profile was taken under other conditions: {named}. Measure this machine with "
+        "--overwrite, or go back to that one"
     )
 
 
@@ -126,14 +159,16 @@ def allocate_verified(
             if not tried:
                 raise
             break
-        measured = network_share(job, steps.forms(allocation), seconds=goal.network_seconds)
+        with working("allocate: time the network"):
+            measured = network_share(job, steps.forms(allocation), seconds=goal.network_seconds)
         tried.append((measured, allocation))
         budget_ms *= 0.99 * share / measured
     best, allocation = min(tried, key=lambda pair: pair[0])
     if best > share * (1.0 + result.TARGET_TOLERANCE):
         raise BudgetNotMetError(
-            f"no allocation reaches {goal.target_latency} when its engine is timed: {best:.2f}x "
-            "of the dense latency is the best that was measured; raise --target-latency"
+            f"{len(tried)} allocations were built and timed, none reached {goal.target_latency}: "
+            f"the fastest took {best:.2f}x of the dense latency. Raise --target-latency to that, "
+            "or measure again on a machine that does nothing else"
         )
     files.save(allocation, job.path("allocation.json"))
     return allocation
@@ -163,6 +198,8 @@ def budget_curve(job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Go
         for share in track(targets, what="curve: budgets", total=len(targets))
         if (point := _curve_point(job, profile, curves, goal, share)) is not None
     ]
+    if points:
+        points.insert(0, _evaluated(job, job.model.module, 1.0, profile.dense.median_ms))
     record = Curve(points=tuple(points))
     files.save(record, job.path("curve.json"))
     return record
@@ -172,7 +209,6 @@ def _curve_point(
     job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal, share: float
 ) -> result.CurvePoint | None:
     from lpvit_edge.prune import prune
-    from lpvit_edge.trial import torch_accuracy
 
     try:
         allocation = allocate(
@@ -184,16 +220,19 @@ def _curve_point(
         )
     except BudgetNotMetError:
         return None  # this device cannot go so far; the curve ends earlier
-    images, _ = steps.calibration_batch(job)
+    images, _, _ = steps.read_calibration(job)
     model = job.model.module
     for _, pruned in prune(model, job.walk, steps.forms(allocation), images):
         model = pruned
+    return _evaluated(job, model, share, allocation.predicted_latency_ms)
+
+
+def _evaluated(job: Job, model: "nn.Module", share: float, latency_ms: float) -> result.CurvePoint:
+    from lpvit_edge.trial import torch_accuracy
+
     accuracy, count = torch_accuracy(model, job.heldout, job.model.preprocess, limit=CURVE_IMAGES)
     return result.CurvePoint(
-        target=share,
-        predicted_latency_ms=allocation.predicted_latency_ms,
-        accuracy=accuracy,
-        images=count,
+        target=share, predicted_latency_ms=latency_ms, accuracy=accuracy, images=count
     )
 
 

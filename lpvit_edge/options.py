@@ -43,7 +43,7 @@ Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout instead of a table.")
 ]
 
-DEFAULT_PATTERNS = "64x1,64x16,32x32"
+DEFAULT_PATTERNS = "64x1,64x16,32x32"  # lpvit_edge.profile.CPU_PATTERNS says why
 
 
 def job(

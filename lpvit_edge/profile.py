@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
 # What an ordinary processor is asked first: one input column by 64 output rows runs as fast there
 # as 64 by 64 and costs almost no accuracy. A GPU needs its own menu.
-PATTERN_MENUS: dict[str, tuple[str, ...]] = {
-    "openvino": ("64x1", "64x16", "32x32"),
-    "fake": ("64x1", "64x16", "32x32"),
-}
+CPU_PATTERNS = ("64x1", "64x16", "32x32")
 SPARSITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 DEFAULT_SECONDS = 0.3  # for each form, when no budget says otherwise
 _MIN_SECONDS, _MAX_SECONDS = 0.03, 2.0
@@ -63,7 +60,8 @@ def profile_gemms(
 
     `seconds` bounds the whole: forms of layers with more work get more of it, and when it has
     passed, forms not yet timed are left out, so they are no option later (the dense forms and one
-    empty form of each layer, which every prediction needs, never are).
+    empty form of each layer, which every prediction needs, never are). So is a form whose time,
+    also when taken again, drowns in its scatter.
     `kept` are costs from an interrupted run; `keep` is called with all costs after each form.
     With a running `sensor` each form's energy is measured too.
     """
@@ -80,10 +78,19 @@ def profile_gemms(
         if key in known:
             costs.append(known[key])
         elif not late:
-            costs.append(measure_form(form, engine, threads, share[form], sensor))
+            cost = measure_form(form, engine, threads, share[form], sensor)
+            if form not in required and not is_measured(cost):
+                cost = measure_form(form, engine, threads, 2 * share[form], sensor)
+            if form in required or is_measured(cost):
+                costs.append(cost)
             if keep is not None:
                 keep(tuple(costs))
     return tuple(costs)
+
+
+def is_measured(cost: GemmCost) -> bool:
+    """Whether the time stands out of its own scatter; a form that does not is no option."""
+    return cost.latency_ms > cost.spread_ms
 
 
 def _required(forms: tuple[LayerForm, ...]) -> tuple[LayerForm, ...]:

@@ -125,7 +125,7 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     sum_over_measured: float  # (rest + dense layers) / dense: 1.0 when the parts add up
     in_place_ms: dict[str, float]  # of each layer inside the running dense network
     rank_correlation: float | None  # between layers timed alone and in place (Spearman)
-    drift: float  # of the largest dense layer, from the first to the last minute of the profile
+    drift: float | None  # of the largest dense layer, from the first minute to the last
     power: PowerNote
     reasons: tuple[str, ...]  # why the profile may not be trusted; empty when nothing speaks so
 
@@ -196,8 +196,10 @@ class PruneLog(Record, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "prune"
 
     model: ModelIdentity
+    allocation_sha256: str
     images: int
     images_sha256: str
+    skipped: tuple[str, ...]  # images that could not be read, with the reason
     method: str
     layers: tuple[PrunedLayer, ...]
     model_sha256: str
@@ -211,11 +213,13 @@ class ExportLog(Record, frozen=True, kw_only=True):
 
     KIND: ClassVar[str] = "export"
 
+    model_sha256: str  # of the pruned weights
     onnx_sha256: str
     images: int
     tolerance: float
     onnxruntime_error: float
     engine_error: float
+    dense_engine_error: float  # of dense.onnx against the model as it was
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -250,6 +254,10 @@ class Check(Record, frozen=True, kw_only=True):
 
     KIND: ClassVar[str] = "check"
 
+    fingerprint: str
+    dense_onnx_sha256: str
+    onnx_sha256: str
+    heldout_sha256: str
     dense: EngineCheck
     sparse: EngineCheck
     speedup: float

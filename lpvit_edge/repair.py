@@ -67,7 +67,7 @@ def cholesky(A: Tensor) -> Tensor:
     if int(info):
         raise PruningError(
             f"the Hessian of its inputs ({len(A)} x {len(A)}) is not positive definite; use more "
-            "or more varied calibration images, or a larger --damping"
+            "or more varied calibration images"
         )
     return L
 

@@ -7,7 +7,7 @@ import msgspec
 
 from lpvit_edge import files
 from lpvit_edge.errors import MismatchError
-from lpvit_edge.images import content_sha256
+from lpvit_edge.images import Preprocess, content_sha256
 from lpvit_edge.job import Job
 from lpvit_edge.records import ModelIdentity, Record
 
@@ -15,6 +15,7 @@ from lpvit_edge.records import ModelIdentity, Record
 ARTEFACTS = (
     "run.json",
     "dense.onnx",
+    "device_profile.partial.json",
     "device_profile.json",
     "sensitivity.json",
     "allocation.json",
@@ -49,6 +50,9 @@ class Run(Record, frozen=True, kw_only=True):
 
     model: ModelIdentity
     calibration_sha256: str
+    heldout_sha256: str
+    labels: tuple[str, ...] | None
+    preprocess: Preprocess
     target_latency: str
     allocator: str
     criterion: str
@@ -62,6 +66,9 @@ def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
     run = Run(
         model=job.model.identity,
         calibration_sha256=content_sha256(job.calibration),
+        heldout_sha256=content_sha256(job.heldout),
+        labels=job.model.labels,
+        preprocess=job.model.preprocess,
         target_latency=goal.target_latency,
         allocator=goal.allocator,
         criterion=goal.criterion,
@@ -70,14 +77,14 @@ def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
         patterns=job.patterns,
     )
     found = [name for name in ARTEFACTS if job.path(name).exists()]
-    if found and resume:
+    if job.path("run.json").exists() and resume:
         _refuse_other_run(files.load(Run, job.path("run.json")), run, job.folder)
-    elif found and not overwrite:
+    elif found and not (overwrite or resume):
         raise MismatchError(
             f"{job.folder} already holds a run ({', '.join(found[:3])} ...); pass --resume to go "
             "on with it, --overwrite to start again, or another --out"
         )
-    elif found:
+    elif found and overwrite:
         for name in found:
             job.path(name).unlink()
     files.save(run, job.path("run.json"))

@@ -20,7 +20,7 @@ from lpvit_edge.errors import MismatchError
 from lpvit_edge.images import content_sha256, read_all
 from lpvit_edge.job import Job
 from lpvit_edge.pattern import Pattern, parse_pattern
-from lpvit_edge.progress import track
+from lpvit_edge.progress import say, track, working
 from lpvit_edge.records import (
     Allocation,
     Check,
@@ -50,13 +50,15 @@ def export_model(job: Job, model: "nn.Module", patterns: Mapping[str, Pattern], 
     export_onnx(model, job.walk, patterns, path, image_size=size)
 
 
-def calibration_batch(job: Job) -> "tuple[torch.Tensor, torch.Tensor | None]":
-    """Calibration images (n, 3, S, S) and their classes (n,), corrupt files left out."""
+def read_calibration(
+    job: Job,
+) -> "tuple[torch.Tensor, torch.Tensor | None, tuple[str, ...]]":
+    """Calibration images (n, 3, S, S), their classes (n,), and the files that cannot be read."""
     import torch
 
     batch = read_all(job.calibration, job.model.preprocess)
     targets = None if batch.targets is None else torch.from_numpy(batch.targets)
-    return torch.from_numpy(batch.images), targets
+    return torch.from_numpy(batch.images), targets, batch.skipped
 
 
 def sensitivity(job: Job) -> Sensitivity:
@@ -65,7 +67,9 @@ def sensitivity(job: Job) -> Sensitivity:
 
     from lpvit_edge import sensitivity as curves
 
-    images, targets = calibration_batch(job)
+    images, targets, skipped = read_calibration(job)
+    if skipped:
+        say(f"{len(skipped)} calibration images were left out: {'; '.join(skipped[:5])}")
     patterns = tuple(parse_pattern(name) for name in job.patterns)
     moments = curves.gather_moments(job.model.module, job.walk, images, targets, patterns=patterns)
     found: list[SensitivityCurve] = []
@@ -91,7 +95,7 @@ def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = Non
 
     refuse_other_model(allocation.model, job.model.identity, what="the allocation")
     settings = settings or Settings()
-    images, _ = calibration_batch(job)
+    images, _, skipped = read_calibration(job)
     steps = prune(job.model.module, job.walk, forms(allocation), images, settings=settings)
     log: list[PrunedLayer] = []
     model = job.model.module
@@ -104,8 +108,10 @@ def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = Non
     files.replace_atomic(weights, lambda temporary: save_file(state, temporary))
     record = PruneLog(
         model=job.model.identity,
+        allocation_sha256=files.sha256_of(job.path("allocation.json")),
         images=len(images),
         images_sha256=content_sha256(job.calibration),
+        skipped=skipped,
         method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}",
         layers=tuple(log),
         model_sha256=files.sha256_of(weights),
@@ -140,21 +146,33 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
     """Write model.onnx and hold it against the pruned torch model in two runtimes."""
     from lpvit_edge.export import compare_runtimes
 
+    log = files.load(PruneLog, job.path("prune.json"))
+    refuse_other_model(log.model, job.model.identity, what="model.safetensors")
+    if log.allocation_sha256 != files.sha256_of(job.path("allocation.json")):
+        raise MismatchError(
+            "model.safetensors was pruned under another allocation.json; run `lpvit prune` again"
+        )
     pruned = copy.deepcopy(job.model.module)
     pruned.load_state_dict(_pruned_weights(job))
     patterns = {name: form.pattern for name, form in forms(allocation).items()}
     path = job.path("model.onnx")
-    export_model(job, pruned, patterns, path)
-    images, _ = calibration_batch(job)
-    errors = compare_runtimes(
-        pruned, path, images[:8], engine=job.engine, threads=job.threads, tolerance=TOLERANCE
-    )
+    with working("export: model.onnx, against torch"):
+        export_model(job, pruned, patterns, path)
+        images, _, _ = read_calibration(job)
+        errors, dense_errors = (
+            compare_runtimes(
+                model, file, images[:8], engine=job.engine, threads=job.threads, tolerance=TOLERANCE
+            )
+            for model, file in ((pruned, path), (job.model.module, job.path("dense.onnx")))
+        )
     record = ExportLog(
+        model_sha256=files.sha256_of(job.path("model.safetensors")),
         onnx_sha256=files.sha256_of(path),
         images=min(8, len(images)),
         tolerance=TOLERANCE,
         onnxruntime_error=errors["onnxruntime"],
         engine_error=errors[job.engine],
+        dense_engine_error=dense_errors[job.engine],
     )
     files.save(record, job.path("export.json"))
     return record
@@ -196,6 +214,10 @@ def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
     """Dense and sparse engine side by side on the held-out images."""
     from lpvit_edge.check import check_engines
 
+    refuse_other_model(allocation.model, job.model.identity, what="the allocation")
+    exported = files.load(ExportLog, job.path("export.json"))
+    if exported.onnx_sha256 != files.sha256_of(job.path("model.onnx")):
+        raise MismatchError("model.onnx is not the one export.json is about; run `lpvit build`")
     record = check_engines(
         job.path("dense.onnx"),
         job.path("model.onnx"),

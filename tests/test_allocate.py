@@ -57,6 +57,7 @@ def test_one_slope_for_all_layers_fits_the_budget_and_never_beats_milp(budget_ms
 def test_uniform_takes_the_lowest_sparsity_that_fits_or_says_that_none_does() -> None:
     options = (layer((0.8, 0.1), (0.5, 0.9)), layer((0.9, 0.3), (0.6, 0.5)))
     assert by_uniform(options, 1.2) == (2, 2)
+    assert by_uniform(options, 2.0) == (0, 0)
     with pytest.raises(BudgetNotMetError, match="no uniform sparsity"):
         by_uniform(options, 0.5)
 
