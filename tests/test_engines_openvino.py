@@ -12,6 +12,7 @@ from onnx import helper
 from lpvit_edge.errors import EngineError
 from lpvit_engines import load_engine
 from tests.native.onnx_models import (
+    branch_outputs,
     dense_model,
     expected_output,
     random_input,
@@ -95,6 +96,20 @@ def test_openvino_prefers_the_kernel_to_the_function_that_the_file_carries(tmp_p
     x = random_input(1, 65, 64)
     with load_engine("openvino", path) as engine:
         assert np.abs(engine.infer(x) - expected_output(x, matrices)).max() < 1e-5
+
+
+def test_openvino_keeps_two_sparse_nodes_on_one_input_apart(tmp_path: Path) -> None:
+    matrices = [random_matrix(64, 64, (64, 1)), random_matrix(64, 64, (32, 16))]
+    path = sparse_model(tmp_path / "m.onnx", matrices, shape=[1, 65, 64])
+    model = onnx.load(path)
+    first, second, last = model.graph.node
+    second.input[0] = "x"  # like the query and the key of an attention
+    last.CopyFrom(helper.make_node("Sub", [first.output[0], second.output[0]], ["y"]))
+    onnx.save(model, path)
+    x = random_input(1, 65, 64)
+    one, two = branch_outputs(x, matrices)
+    with load_engine("openvino", path) as engine:
+        assert np.abs(engine.infer(x) - (one - two)).max() < 1e-5
 
 
 def test_two_engines_in_one_process_give_their_own_results(tmp_path: Path) -> None:

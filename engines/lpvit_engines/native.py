@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from lpvit_engines.block_sparse import Activation, BlockSparseMatrix
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")  # best first
 _ACTIVATIONS: dict[str, int] = {"none": 0, "gelu": 1}
 _FOLDER = Path(__file__).parent
+_NUMBERS = count()  # tells the layers of a process apart, also after their memory was reused
 
 
 class _Matrix(ctypes.Structure):
@@ -56,6 +58,7 @@ class PackedLayer:
         isa: str | None = None,
     ) -> None:
         self._handle = None
+        self.number = next(_NUMBERS)
         self.isa = isa or instruction_set()
         self.in_features = matrix.in_features
         self.out_features = matrix.out_features

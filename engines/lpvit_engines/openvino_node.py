@@ -128,6 +128,9 @@ def _operator_class(packed: PackedLayer) -> Any:
             return True
 
         def visit_attributes(self, visitor: Any) -> bool:
+            # OpenVINO merges operators of one type on one input whose attributes are equal: without
+            # this, a query and a key layer would silently become the same.
+            visitor.on_attributes({"layer": packed.number})
             return True
 
         def evaluate(self, outputs: Any, inputs: Any) -> bool:
