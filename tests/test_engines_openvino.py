@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from lpvit_edge.errors import EngineError
-from lpvit_engines import load_engine
+from lpvit_engines import load_engine, openvino_node
 from tests.native.onnx_models import (
     branch_outputs,
     dense_model,
@@ -20,6 +20,15 @@ from tests.native.onnx_models import (
     save,
     sparse_model,
 )
+
+
+@pytest.fixture(autouse=True, params=["native operator", "operator in Python"])
+def operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here runs with both forms of the sparse node."""
+    if request.param == "operator in Python":
+        monkeypatch.setattr(openvino_node, "native_operators", lambda: None)
+    else:
+        assert openvino_node.native_operators() is not None, "run: python hatch_build.py"
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +21,6 @@ from lpvit_engines.block_sparse import Activation, BlockSparseMatrix
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")  # best first
 _ACTIVATIONS: dict[str, int] = {"none": 0, "gelu": 1}
 _FOLDER = Path(__file__).parent
-_NUMBERS = count()  # tells the layers of a process apart, also after their memory was reused
 
 
 class _Matrix(ctypes.Structure):
@@ -58,7 +56,6 @@ class PackedLayer:
         isa: str | None = None,
     ) -> None:
         self._handle = None
-        self.number = next(_NUMBERS)
         self.isa = isa or instruction_set()
         self.in_features = matrix.in_features
         self.out_features = matrix.out_features
@@ -70,6 +67,11 @@ class PackedLayer:
         self.run: Callable[[int, int, int], None] = partial(
             self._library.lpvit_run, ctypes.c_void_p(self._handle), ctypes.c_void_p(threads)
         )
+        self.addresses = {
+            "run": ctypes.cast(self._library.lpvit_run, ctypes.c_void_p).value or 0,
+            "layer": self._handle,
+            "threads": threads or 0,
+        }
 
     def __call__(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Write act(x W^T + bias) to out; x (..., in_features), out (..., out_features)."""
