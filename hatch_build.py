@@ -145,7 +145,7 @@ def openvino_folder() -> Path:
             return Path(str(file.locate())).resolve().parents[2]
     raise RuntimeError(
         "building lpvit-edge needs the headers in OpenVINO's wheel, and no openvino with headers "
-        "is installed beside this Python. Install one: pip install 'openvino>=2024.6'"
+        "is installed beside this Python. Install one: pip install 'openvino>=2026.0'"
     )
 
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from lpvit_edge.errors import EngineError
+from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines import load_engine, openvino_node
 from tests.native.onnx_models import (
     branch_outputs,
@@ -166,6 +166,14 @@ def test_openvino_refuses_a_file_that_is_no_model(tmp_path: Path) -> None:
     path.write_bytes(b"\x08\x09no model")
     with pytest.raises(EngineError, match=r"cannot compile .*broken\.onnx: OpenVINO refused with"):
         load_engine("openvino", path)
+
+
+def test_an_openvino_that_is_too_old_is_refused_in_words(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openvino.__version__", "2025.3.0-19807")
+    with pytest.raises(EnvironmentUnfitError, match=r"OpenVINO 2025\.3\.0-19807 is too old"):
+        load_engine("openvino", model)
 
 
 def test_openvino_refuses_two_inputs(tmp_path: Path) -> None:

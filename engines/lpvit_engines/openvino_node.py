@@ -23,6 +23,7 @@ from lpvit_engines.block_sparse import BlockSparseMatrix
 from lpvit_engines.native import PackedLayer
 
 _LOG = logging.getLogger(__name__)
+NATIVE_OPERATOR = Path(__file__).parent / "_openvino_node.so"
 NODE = "BlockSparseLinear"
 DOMAIN = "lpvit"
 
@@ -71,15 +72,14 @@ class SparseNodes:
 @cache
 def native_operators() -> Any | None:
     """A factory of native operators, or None with a warning where they do not load."""
-    path = Path(__file__).parent / "_openvino_node.so"
-    factory = require("openvino.utils.node_factory").NodeFactory()
     try:
-        factory.add_extension(str(path))
+        factory = require("openvino.utils.node_factory").NodeFactory()
+        factory.add_extension(str(NATIVE_OPERATOR))
     except RuntimeError as error:
         _LOG.warning(
             "sparse nodes run through Python, slower beside busy Python threads: %s is absent or "
             "was compiled for another OpenVINO than this one. Install lpvit-edge again (%s)",
-            path.name,
+            NATIVE_OPERATOR.name,
             error,
         )
         return None
