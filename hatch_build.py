@@ -13,7 +13,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 NATIVE = "engines/native"
 KERNEL_LIBRARY = "engines/lpvit_engines/_block_sparse.so"
 THREADS_LIBRARY = "engines/lpvit_engines/_tbb_threads.so"
+NODE_LIBRARY = "engines/lpvit_engines/_openvino_node.so"
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra"]
 # Name, floats in a register, registers across the widest strip, flags of its own. Everything else
@@ -47,21 +47,25 @@ class NativeKernel(BuildHookInterface):  # type: ignore[misc]
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{tag}"  # ctypes loads the libraries: any Python 3 will do
-        build_data["artifacts"] += [KERNEL_LIBRARY, THREADS_LIBRARY]
+        build_data["artifacts"] += [KERNEL_LIBRARY, THREADS_LIBRARY, NODE_LIBRARY]
 
 
 def build_native(
     root: Path,
 ) -> list[Path]:
-    """Compile both libraries beside the package's modules; return their paths."""
+    """Compile the three libraries beside the package's modules; return their paths."""
     compiler = find_compiler()
-    kernel, threads = root / KERNEL_LIBRARY, root / THREADS_LIBRARY
+    openvino = openvino_folder()
+    kernel, threads, node = (
+        root / name for name in (KERNEL_LIBRARY, THREADS_LIBRARY, NODE_LIBRARY)
+    )
     machine = platform.machine()
     flags = shlex.split(os.environ.get("CXXFLAGS", ""))
     sets = INSTRUCTION_SETS.get(machine, INSTRUCTION_SETS[""])
     build_kernel(compiler, root / NATIVE, kernel, sets=sets, flags=flags)
-    build_threads(compiler, root / NATIVE, threads, flags=flags)
-    return [kernel, threads]
+    build_threads(compiler, root / NATIVE, threads, openvino=openvino, flags=flags)
+    build_node(compiler, root / NATIVE, node, openvino=openvino, flags=flags)
+    return [kernel, threads, node]
 
 
 def find_compiler() -> list[str]:
@@ -97,12 +101,14 @@ def build_kernel(
         command([*compiler, *flags, "-shared", *objects, "-o", str(target)])
 
 
-def build_threads(compiler: list[str], native: Path, target: Path, *, flags: list[str]) -> None:
+def build_threads(
+    compiler: list[str], native: Path, target: Path, *, openvino: Path, flags: list[str]
+) -> None:
     """Link against an empty library that only bears TBB's soname.
 
     At run time that name finds the libtbb.so.12 which OpenVINO has loaded already, wherever it is.
     """
-    include = f"-isystem{tbb_headers()}"
+    include = f"-isystem{openvino / 'include'}"
     source = str(native / "tbb_threads.cpp")
     with tempfile.TemporaryDirectory() as scratch:
         stub, empty = Path(scratch, "libtbb.so.12"), Path(scratch, "empty.cpp")
@@ -117,29 +123,30 @@ def compile_object(compiler: list[str], flags: list[str], source: Path, target: 
     return str(target)
 
 
-def tbb_headers() -> Path:
-    """The folder above tbb/parallel_for.h, from the build requirements or from an OpenVINO wheel.
+def build_node(
+    compiler: list[str], native: Path, target: Path, *, openvino: Path, flags: list[str]
+) -> None:
+    """Link against the versioned libopenvino.so.NNNN, so that no other version loads it."""
+    library = next((openvino / "libs").glob("libopenvino.so.*"))
+    include = f"-isystem{openvino / 'include'}"
+    source = str(native / "openvino_node.cpp")
+    words = [*compiler, *COMMON, *flags, include, "-shared", source, str(library)]
+    command([*words, "-o", str(target)])
 
-    tbb-devel has no aarch64 wheels; OpenVINO's own wheels carry the headers of their TBB.
-    """
-    for folder in header_folders():
-        if (folder / "tbb" / "parallel_for.h").is_file():
-            return folder
+
+def openvino_folder() -> Path:
+    """OpenVINO's package folder: its wheels carry their own headers and those of their TBB."""
+    try:
+        files = distribution("openvino").files or []
+    except PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.as_posix() == "openvino/include/tbb/parallel_for.h":
+            return Path(str(file.locate())).resolve().parents[2]
     raise RuntimeError(
-        "building lpvit-edge needs oneTBB's headers (tbb/parallel_for.h), and neither tbb-devel "
-        "nor openvino is installed beside this Python. Install one: pip install 'tbb-devel<2022'"
+        "building lpvit-edge needs the headers in OpenVINO's wheel, and no openvino with headers "
+        "is installed beside this Python. Install one: pip install 'openvino>=2026.0'"
     )
-
-
-def header_folders() -> Iterator[Path]:
-    for name in ("tbb-devel", "openvino"):
-        try:
-            files = distribution(name).files or []
-        except PackageNotFoundError:
-            continue
-        for file in files:
-            if file.name == "parallel_for.h" and file.parent.name == "tbb":
-                yield Path(str(file.locate())).resolve().parent.parent
 
 
 def command(words: list[str]) -> None:

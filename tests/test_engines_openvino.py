@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from lpvit_edge.errors import EngineError
-from lpvit_engines import load_engine
+from lpvit_edge.errors import EngineError, EnvironmentUnfitError
+from lpvit_engines import load_engine, openvino_node
 from tests.native.onnx_models import (
+    branch_outputs,
     dense_model,
     expected_output,
     random_input,
@@ -19,6 +20,15 @@ from tests.native.onnx_models import (
     save,
     sparse_model,
 )
+
+
+@pytest.fixture(autouse=True, params=["native operator", "operator in Python"])
+def operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here runs with both forms of the sparse node."""
+    if request.param == "operator in Python":
+        monkeypatch.setattr(openvino_node, "native_operators", lambda: None)
+    else:
+        assert openvino_node.native_operators() is not None, "run: python hatch_build.py"
 
 
 @pytest.fixture
@@ -97,6 +107,20 @@ def test_openvino_prefers_the_kernel_to_the_function_that_the_file_carries(tmp_p
         assert np.abs(engine.infer(x) - expected_output(x, matrices)).max() < 1e-5
 
 
+def test_openvino_keeps_two_sparse_nodes_on_one_input_apart(tmp_path: Path) -> None:
+    matrices = [random_matrix(64, 64, (64, 1)), random_matrix(64, 64, (32, 16))]
+    path = sparse_model(tmp_path / "m.onnx", matrices, shape=[1, 65, 64])
+    model = onnx.load(path)
+    first, second, last = model.graph.node
+    second.input[0] = "x"  # like the query and the key of an attention
+    last.CopyFrom(helper.make_node("Sub", [first.output[0], second.output[0]], ["y"]))
+    onnx.save(model, path)
+    x = random_input(1, 65, 64)
+    one, two = branch_outputs(x, matrices)
+    with load_engine("openvino", path) as engine:
+        assert np.abs(engine.infer(x) - (one - two)).max() < 1e-5
+
+
 def test_two_engines_in_one_process_give_their_own_results(tmp_path: Path) -> None:
     matrices = [[random_matrix(256, 192, (64, 1))], [random_matrix(256, 192, (8, 8))]]
     paths = [
@@ -142,6 +166,14 @@ def test_openvino_refuses_a_file_that_is_no_model(tmp_path: Path) -> None:
     path.write_bytes(b"\x08\x09no model")
     with pytest.raises(EngineError, match=r"cannot compile .*broken\.onnx: OpenVINO refused with"):
         load_engine("openvino", path)
+
+
+def test_an_openvino_that_is_too_old_is_refused_in_words(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openvino.__version__", "2025.3.0-19807")
+    with pytest.raises(EnvironmentUnfitError, match=r"OpenVINO 2025\.3\.0-19807 is too old"):
+        load_engine("openvino", model)
 
 
 def test_openvino_refuses_two_inputs(tmp_path: Path) -> None:

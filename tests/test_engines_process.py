@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from lpvit_engines import openvino_node
 from lpvit_engines.block_sparse import BlockSparseMatrix
 from tests.native.onnx_models import save, sparse_model
 
@@ -99,3 +100,11 @@ print(seen)
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) < threads:
         pytest.skip(f"needs {threads} cores")
     assert run_python(code, str(model), str(threads)) == f"{{{threads}}}"
+
+
+def test_a_native_operator_for_another_openvino_falls_back_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(openvino_node, "NATIVE_OPERATOR", tmp_path / "_openvino_node.so")
+    assert openvino_node.native_operators.__wrapped__() is None
+    assert "sparse nodes run through Python" in caplog.text

@@ -67,6 +67,11 @@ class PackedLayer:
         self.run: Callable[[int, int, int], None] = partial(
             self._library.lpvit_run, ctypes.c_void_p(self._handle), ctypes.c_void_p(threads)
         )
+        self.addresses = {
+            "run": ctypes.cast(self._library.lpvit_run, ctypes.c_void_p).value or 0,
+            "layer": self._handle,
+            "threads": threads or 0,
+        }
 
     def __call__(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Write act(x W^T + bias) to out; x (..., in_features), out (..., out_features)."""

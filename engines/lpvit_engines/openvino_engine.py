@@ -21,6 +21,7 @@ from lpvit_engines.inputs import check_input
 from lpvit_engines.native import tbb_threads
 from lpvit_engines.openvino_node import SparseNodes
 
+OLDEST_OPENVINO = 2026
 _LOG = logging.getLogger(__name__)
 
 
@@ -33,7 +34,7 @@ class OpenVinoEngine:
         if not path.is_file():
             raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
         self.path = path
-        openvino = require("openvino")
+        openvino = _supported_openvino()
         self._nodes = SparseNodes(thread_table=_thread_table())
         with _vendor_errors(f"cannot compile {path}", self._nodes):
             core = openvino.Core()
@@ -79,6 +80,20 @@ class OpenVinoEngine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _supported_openvino() -> Any:
+    """The openvino module; EnvironmentUnfitError for one on which custom operators do not work.
+
+    2024.6 ends the process while it makes one; 2025 reads empty initializers and names differently.
+    """
+    openvino = require("openvino")
+    if int(openvino.__version__.partition(".")[0]) < OLDEST_OPENVINO:
+        raise EnvironmentUnfitError(
+            f"OpenVINO {openvino.__version__} is too old for the sparse node: it needs "
+            f"{OLDEST_OPENVINO}.0 or newer. To get it: pip install -U openvino"
+        )
+    return openvino
 
 
 def _read_model(core: Any, path: Path) -> Any:
@@ -141,5 +156,5 @@ def _vendor_errors(what: str, nodes: SparseNodes) -> Iterator[None]:
             raise EngineError(f"{what}: a sparse node is unfit: {nodes.refusal}") from error
         raise EngineError(
             f"{what}: OpenVINO refused with: {error}. Check the file with onnx.checker, and that "
-            "OpenVINO is 2024.6 or newer (pip install -U openvino)"
+            "OpenVINO is up to date (pip install -U openvino)"
         ) from error

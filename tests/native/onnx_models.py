@@ -114,3 +114,13 @@ def expected_output(
     for matrix, bias in zip(matrices, biases(matrices), strict=True):
         y = reference(y, matrix, bias=bias, activation=activation)  # type: ignore[arg-type]
     return y
+
+
+def branch_outputs(
+    x: NDArray[np.float32], matrices: list[BlockSparseMatrix]
+) -> list[NDArray[np.float64]]:
+    """What each node gives where all of them read the model's input."""
+    return [
+        reference(x, matrix, bias=bias)
+        for matrix, bias in zip(matrices, biases(matrices), strict=True)
+    ]

@@ -1,0 +1,72 @@
+// The sparse node as an OpenVINO operator in C++: no Python, and no interpreter lock, in a call.
+// An accelerator only: it is bound to the OpenVINO whose headers it was compiled with, and where it
+// does not load, lpvit_engines/openvino_node.py has the same operator in Python.
+//
+// The layer itself belongs to Python (lpvit_engines/native.py), which packs it and frees it after
+// the compiled model; its address and that of lpvit_run travel as attributes. They also keep
+// OpenVINO from merging two nodes on one input, since no two layers share an address.
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+#include <openvino/op/op.hpp>
+
+#include "layer.h"
+
+namespace {
+
+class BlockSparseLinear : public ov::op::Op {
+public:
+    OPENVINO_OP("BlockSparseLinear", "lpvit");
+
+    BlockSparseLinear() = default;
+
+    void validate_and_infer_types() override {
+        auto shape = get_input_partial_shape(0);
+        if (m_out_features > 0) shape[shape.size() - 1] = m_out_features;
+        set_output_type(0, ov::element::f32, shape);
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        auto copy = std::make_shared<BlockSparseLinear>();
+        copy->m_run = m_run;
+        copy->m_layer = m_layer;
+        copy->m_threads = m_threads;
+        copy->m_out_features = m_out_features;
+        copy->set_arguments(inputs);
+        copy->constructor_validate_and_infer_types();
+        return copy;
+    }
+
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("run", m_run);
+        visitor.on_attribute("layer", m_layer);
+        visitor.on_attribute("threads", m_threads);
+        visitor.on_attribute("out_features", m_out_features);
+        return true;
+    }
+
+    bool has_evaluate() const override { return true; }
+
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        ov::Shape shape = inputs[0].get_shape();
+        const std::size_t tokens = ov::shape_size(shape) / shape.back();
+        shape.back() = static_cast<std::size_t>(m_out_features);
+        if (outputs[0].get_shape() != shape) outputs[0].set_shape(shape);
+        reinterpret_cast<decltype(&lpvit_run)>(m_run)(
+            reinterpret_cast<const LpvitLayer*>(m_layer),
+            reinterpret_cast<const LpvitThreads*>(m_threads),
+            static_cast<const float*>(inputs[0].data()), static_cast<int64_t>(tokens),
+            static_cast<float*>(outputs[0].data()));
+        return true;
+    }
+
+private:
+    int64_t m_run = 0;
+    int64_t m_layer = 0;
+    int64_t m_threads = 0;
+    int64_t m_out_features = 0;
+};
+
+}  // namespace
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
+    {std::make_shared<ov::OpExtension<BlockSparseLinear>>()}));
