@@ -3,7 +3,6 @@
 import hashlib
 import re
 import struct
-import subprocess
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from cuda_src import compile as kernels
 from cuda_src.build import PARAMETERS, archive, build_variant, source_sha256
-from cuda_src.report import main_loop
+from cuda_src.report import disassemble, main_loop
 from lpvit_edge.errors import EngineError, FileFormatError
 from lpvit_engines.cuda.manifest import (
     BINARIES,
@@ -51,21 +50,11 @@ needs_tools = pytest.mark.skipif(
 )
 
 
-def tool(name: str) -> str:
-    """A disassembler, out of Triton."""
-    spec = pytest.importorskip("triton", reason="the disassembler comes with triton")
-    return str(Path(spec.__file__).parent / "backends/nvidia/bin" / name)
-
-
-def disassembly(variant: Variant, target: str, folder: Path) -> list[str]:
+def opcodes_of(variant: Variant, target: str) -> list[str]:
     """The opcodes of a cubin's machine code, in order."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(read_image(variant, target=target))
-    done = subprocess.run(
-        [tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
-    )
-    opcode = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"
-    return re.findall(opcode, done.stdout, re.MULTILINE)
+    pytest.importorskip("triton", reason="the disassembler comes with triton")
+    code, _ = disassemble(read_image(variant, target=target))
+    return [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in code]
 
 
 def test_the_binaries_were_built_from_the_source_beside_them() -> None:
@@ -143,6 +132,13 @@ def test_a_rebuild_gives_the_same_bytes(recipe: kernels.Recipe) -> None:
         assert content == read_image(rebuilt, target=target), target
 
 
+def test_the_wheel_carries_every_binary() -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling makes the wheel")
+    files = wheel.WheelBuilder(str(Path(__file__).parent.parent)).recurse_included_files()
+    inside = {Path(file.distribution_path) for file in files}
+    assert {Path("lpvit_engines/cuda/binaries", path.name) for path in BINARIES.iterdir()} <= inside
+
+
 def test_an_archive_of_the_same_members_has_the_same_bytes() -> None:
     assert archive({"b": b"2", "a": b"1"}) == archive({"a": b"1", "b": b"2"})
 
@@ -214,9 +210,9 @@ def test_a_cubin_is_for_its_own_architecture_in_a_format_its_first_driver_reads(
 @pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_110"])
 @pytest.mark.parametrize("variant", MANIFEST.variants[::5], ids=lambda v: v.name)
 def test_the_machine_code_multiplies_on_tensor_cores_and_keeps_registers(
-    variant: Variant, target: str, tmp_path: Path
+    variant: Variant, target: str
 ) -> None:
-    opcodes = disassembly(variant, target, tmp_path)
+    opcodes = opcodes_of(variant, target)
     tensor = [op for op in opcodes if op.startswith("HMMA.16816.F32")]
     # One panel: 64 x block_rows x 64 by 4 warps in steps of 16 x 8 x 16.
     per_panel = (64 // 16) * (variant.block_rows // 8) * (64 // 16) // 4
@@ -238,8 +234,8 @@ def test_the_columns_of_a_64_row_block_do_not_change_the_cost_of_a_panel() -> No
 
 
 @pytest.mark.parametrize("variant", MANIFEST.variants[::12], ids=lambda v: v.name)
-def test_hopper_uses_its_own_matrix_instruction(variant: Variant, tmp_path: Path) -> None:
-    opcodes = disassembly(variant, "sm_90", tmp_path)
+def test_hopper_uses_its_own_matrix_instruction(variant: Variant) -> None:
+    opcodes = opcodes_of(variant, "sm_90")
     assert [op for op in opcodes if op.startswith("HGMMA")]
     assert not [op for op in opcodes if op.split(".")[0] in ("LDL", "STL")]
 
