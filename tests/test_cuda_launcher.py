@@ -202,6 +202,13 @@ def test_closing_twice_unloads_once(library: Path, state: State) -> None:
     assert state.unloads == 1
 
 
+def test_a_closed_kernel_refuses_to_launch(library: Path, state: State) -> None:
+    kernel = opened(library)
+    kernel.close()
+    with pytest.raises(EngineError, match=r"CUresult 400.*open the kernel again"):
+        start(kernel)
+
+
 @pytest.mark.parametrize("epilogue", ["none", "gelu", "residual"])
 def test_what_the_launcher_passes_makes_the_shipped_ptx_compute_the_layer(
     library: Path, state: State, epilogue: str

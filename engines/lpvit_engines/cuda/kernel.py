@@ -111,7 +111,8 @@ class Kernel:
         """Unload the kernel; a second call does nothing."""
         if self._module.value is not None:
             cuda.unload_module(self._driver, self._module)
-            self._module = c_void_p()
+            # A null function makes the driver refuse a later launch; a stale one may crash.
+            self._module, self._function = c_void_p(), c_void_p()
 
     def __enter__(self) -> "Kernel":
         return self
