@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from lpvit_edge.deps import require
+from lpvit_edge.errors import LpvitEdgeError, MissingDependencyError
 
 Run = Callable[[int], Any]  # starts the work on weight copy i
+Timer = Callable[..., float]  # graph_us, or a fake of it
 REPLAYS = 15
 _MATRIX = 8192
 _COPY_BYTES = 1 << 30
@@ -26,6 +28,22 @@ class Roofline:
     def floor_us(self, *, macs: float, moved_bytes: float) -> float:
         """No kernel that does this work from DRAM can be faster."""
         return 1e6 * max(2 * macs / self.flops_per_s, moved_bytes / self.bytes_per_s)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What libraries raise when they refuse a layer; the table says so, and goes on."""
+    known = (RuntimeError, ValueError, AssertionError, LpvitEdgeError)
+    try:
+        from triton.errors import TritonError
+    except ImportError:  # torch for CPUs comes without triton
+        return known
+    return (*known, TritonError)
+
+
+def reason_of(refused: Exception) -> str:
+    """An error as one line; an assert has no text at all."""
+    first = next(iter(str(refused).splitlines()), "")
+    return f"{type(refused).__name__}: {first}" if first else type(refused).__name__
 
 
 def graph_us(run: Run, *, copies: int) -> float:
@@ -76,13 +94,20 @@ def measured_roofline(*, dtype: torch.dtype) -> Roofline:
 
 
 def energy_mj(graph: torch.cuda.CUDAGraph, *, seconds: float = 5.0) -> float | str:
-    """Millijoules per replay by NVML's energy counter, or why there is none.
+    """Millijoules per replay by NVML's energy counter, or why there is none; never raises for
+    want of NVML, so that a time measured before is kept.
 
     The counter is the whole board's, idle power included; it moves in steps of some 20 to 100 ms,
     which seconds of replays make small.
     """
-    pynvml = require("pynvml")
-    pynvml.nvmlInit()
+    try:
+        pynvml = require("pynvml")
+    except MissingDependencyError as error:
+        return str(error)
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return f"NVML: {error}"
     try:
         uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
         device = pynvml.nvmlDeviceGetHandleByUUID(uuid)

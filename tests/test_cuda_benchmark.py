@@ -1,5 +1,6 @@
 """The GPU benchmarks without a GPU: the same paths on CPU tensors, under a timer that is a fake."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ timm = pytest.importorskip("timm", reason="the benchmark builds a timm model")
 
 from benchmarks import gpu_kernels, gpu_model  # noqa: E402
 from benchmarks.gpu_contestants import Contestant, Problem, dense, ours, problem  # noqa: E402
-from benchmarks.gpu_timing import Roofline  # noqa: E402
+from benchmarks.gpu_timing import Roofline, energy_mj  # noqa: E402
 
 ROOFLINE = Roofline(flops_per_s=1e12, bytes_per_s=1e9)
 
@@ -75,25 +76,89 @@ def test_a_library_that_refuses_a_layer_is_reported_not_dropped() -> None:
     assert "-- RuntimeError: not on this device" in gpu_kernels.line(row, dense_us=10.0)
 
 
+def test_a_refusal_without_a_text_is_reported_by_its_name() -> None:
+    def refuse(given: Problem) -> Contestant:
+        raise AssertionError
+
+    assert measured(small(), refuse).reason == "AssertionError"
+
+
+@pytest.mark.parametrize("width", gpu_kernels.WIDTHS.values())
+@pytest.mark.parametrize("factors", gpu_kernels.LAYERS.values())
+def test_no_contestants_weights_fit_the_cache(width: int, factors: tuple[int, int]) -> None:
+    out_features, in_features = (factor * width for factor in factors)
+    copies = gpu_kernels.copies_of(out_features, in_features)
+    kept_bytes = 2 * out_features * in_features * min(gpu_kernels.DENSITIES) * copies
+    assert kept_bytes >= 3 * 50 * 2**20, "an H100's L2 cache holds 50 MiB"
+
+
+def test_a_machine_without_nvml_has_a_reason_instead_of_energy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    graph: Any = None  # no replay may happen
+    assert "cannot import pynvml" in str(energy_mj(graph))
+
+
 def test_every_layer_meets_every_contestant() -> None:
     names = [name for name, _ in gpu_kernels.entrants()]
     assert len(names) == len(set(names)) == 2 + 2 * (3 + 6)
     assert names[0] == "dense cuBLAS"
 
 
-def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes() -> None:
-    def model() -> Any:
-        torch.manual_seed(3)
-        made = timm.create_model(
-            "deit_tiny_patch16_224", depth=2, embed_dim=128, num_heads=2, img_size=64
-        )
-        return made.eval().to(torch.bfloat16)
+def tiny_model() -> Any:
+    torch.manual_seed(3)
+    made = timm.create_model(
+        "deit_tiny_patch16_224", depth=2, embed_dim=128, num_heads=2, img_size=64
+    )
+    return made.eval().to(torch.bfloat16)
 
+
+def measured_model(entrant: gpu_model.Entrant, *, energy: float | str = 6.0) -> gpu_model.Row:
+    torch.manual_seed(4)
+    return gpu_model.measure(
+        "a model",
+        entrant,
+        torch.randn(2, 3, 64, 64, dtype=torch.bfloat16),
+        make=tiny_model,
+        tolerance=gpu_model.TOLERANCE["bfloat16"],
+        timer=lambda run, copies: 5000.0,
+        energy=lambda run: energy,
+    )
+
+
+def test_a_right_model_gets_milliseconds_and_millijoules_an_image() -> None:
+    row = measured_model(gpu_model.entrants()["ours 64x16 d=0.5"])
+    assert (row.latency_ms, row.energy_mj_per_image, row.reason) == (5.0, 3.0, None)
+    assert row.error is not None
+    assert 0 < row.error < 0.05
+
+
+def test_a_model_that_was_not_pruned_as_it_says_gets_no_time() -> None:
+    prune = gpu_model.entrants()["ours 64x16 d=0.5"].prune
+    row = measured_model(gpu_model.Entrant(change=lambda model: model, prune=prune))
+    assert (row.latency_ms, row.energy_mj_per_image) == (None, None)
+    assert row.reason == "the result is wrong"
+
+
+def test_a_time_is_kept_where_there_is_no_energy() -> None:
+    row = measured_model(gpu_model.entrants()["dense"], energy="no counter")
+    assert (row.latency_ms, row.energy_mj_per_image, row.reason) == (5.0, None, "no counter")
+
+
+def test_the_oracle_of_2_4_keeps_two_of_every_four_weights() -> None:
+    model = gpu_model.halved(tiny_model())
+    for linear in gpu_model.linears(model):
+        kept = (linear.weight.view(-1, 4) != 0).sum(1)
+        assert int(kept.max()) == 2
+
+
+def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes() -> None:
     images = torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)
     with torch.inference_mode():
-        found = gpu_model.block_sparse(model(), block=(64, 16), density=0.5)(images).float()
-        expected = gpu_model.with_zeros(model(), block=(64, 16), density=0.5)(images).float()
-        unpruned = model()(images).float()
+        found = gpu_model.block_sparse(tiny_model(), block=(64, 16), density=0.5)(images).float()
+        expected = gpu_model.with_zeros(tiny_model(), block=(64, 16), density=0.5)(images).float()
+        unpruned = tiny_model()(images).float()
     error = float((found - expected).abs().max())
     # bfloat16 rounds each activation to 2^-8; dense and ours round the GELU's input differently.
     assert error < 0.05 * float(expected.abs().max())

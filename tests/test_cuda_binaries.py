@@ -3,7 +3,6 @@
 import hashlib
 import re
 import struct
-import subprocess
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from cuda_src import compile as kernels
 from cuda_src.build import PARAMETERS, archive, build_variant, source_sha256
-from cuda_src.report import main_loop
+from cuda_src.report import disassemble, main_loop
 from lpvit_edge.errors import EngineError, FileFormatError
 from lpvit_engines.cuda.manifest import (
     BINARIES,
@@ -22,6 +21,7 @@ from lpvit_engines.cuda.manifest import (
     read_manifest,
     shipped_manifest,
 )
+from tests.cuda.elf import attributes, parameter_table, sections
 
 MANIFEST = shipped_manifest()
 TARGETS = [*kernels.ASSEMBLERS, "ptx"]
@@ -41,27 +41,20 @@ def installed(package: str) -> str | None:
 
 
 TOOLS = {"triton": kernels.TRITON} | {a.package: a.version for a in kernels.ASSEMBLERS.values()}
+needs_triton = pytest.mark.skipif(
+    installed("triton") != kernels.TRITON, reason=f"compiling needs triton=={kernels.TRITON}"
+)
 needs_tools = pytest.mark.skipif(
     any(installed(package) != wanted for package, wanted in TOOLS.items()),
     reason="rebuilding needs " + ", ".join(f"{name}=={v}" for name, v in TOOLS.items()),
 )
 
 
-def tool(name: str) -> str:
-    """A disassembler, out of Triton."""
-    spec = pytest.importorskip("triton", reason="the disassembler comes with triton")
-    return str(Path(spec.__file__).parent / "backends/nvidia/bin" / name)
-
-
-def disassembly(variant: Variant, target: str, folder: Path) -> list[str]:
+def opcodes_of(variant: Variant, target: str) -> list[str]:
     """The opcodes of a cubin's machine code, in order."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(read_image(variant, target=target))
-    done = subprocess.run(
-        [tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
-    )
-    opcode = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"
-    return re.findall(opcode, done.stdout, re.MULTILINE)
+    pytest.importorskip("triton", reason="the disassembler comes with triton")
+    code, _ = disassemble(read_image(variant, target=target))
+    return [re.sub(r"^@!?U?P\w+\s+", "", line).split()[0] for line in code]
 
 
 def test_the_binaries_were_built_from_the_source_beside_them() -> None:
@@ -98,24 +91,52 @@ def test_the_binaries_stay_under_two_megabytes() -> None:
     assert sum(path.stat().st_size for path in BINARIES.iterdir()) < 2_000_000
 
 
-@needs_tools
-@pytest.mark.parametrize(
-    ("rows", "cols", "dtype", "epilogue"),
-    [
+SAMPLE = [
+    kernels.Recipe(block_rows=rows, block_cols=cols, dtype=dtype, epilogue=epilogue)
+    for rows, cols, dtype, epilogue in (
         (64, 64, "float16", "gelu"),
         (64, 16, "bfloat16", "residual"),
         (64, 8, "float16", "none"),
         (16, 16, "bfloat16", "gelu"),
-    ],
-)
-def test_a_rebuild_gives_the_same_bytes(rows: int, cols: int, dtype: str, epilogue: str) -> None:
+    )
+]
+
+
+def shipped(recipe: kernels.Recipe) -> Variant:
+    return MANIFEST.find(
+        block_rows=recipe.block_rows,
+        block_cols=recipe.block_cols,
+        dtype=recipe.dtype,
+        epilogue=recipe.epilogue,
+    )
+
+
+@needs_triton
+@pytest.mark.parametrize("recipe", SAMPLE, ids=str)
+def test_the_source_compiles_to_the_ptx_that_ships(recipe: kernels.Recipe) -> None:
+    """Triton alone does this, so it runs where torch has brought it, without any assembler."""
+    compiled = kernels.compile_ptx(recipe)
+    variant = shipped(recipe)
+    assert compiled.text == read_image(variant, target="ptx").decode()
+    assert compiled.shared_bytes == variant.images["ptx"].shared_bytes
+    assert (compiled.entry, compiled.warps) == (MANIFEST.entry, variant.images["ptx"].warps)
+
+
+@needs_tools
+@pytest.mark.parametrize("recipe", SAMPLE, ids=str)
+def test_a_rebuild_gives_the_same_bytes(recipe: kernels.Recipe) -> None:
     """Four of the 36 variants, for every target; cuda_src.build --check compares all."""
-    recipe = kernels.Recipe(block_rows=rows, block_cols=cols, dtype=dtype, epilogue=epilogue)
     rebuilt, contents = build_variant(recipe)
-    shipped = MANIFEST.find(block_rows=rows, block_cols=cols, dtype=dtype, epilogue=epilogue)
-    assert rebuilt == shipped
+    assert rebuilt == shipped(recipe)
     for target, content in contents.items():
-        assert content == read_image(shipped, target=target), target
+        assert content == read_image(rebuilt, target=target), target
+
+
+def test_the_wheel_carries_every_binary() -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling makes the wheel")
+    files = wheel.WheelBuilder(str(Path(__file__).parent.parent)).recurse_included_files()
+    inside = {Path(file.distribution_path) for file in files}
+    assert {Path("lpvit_engines/cuda/binaries", path.name) for path in BINARIES.iterdir()} <= inside
 
 
 def test_an_archive_of_the_same_members_has_the_same_bytes() -> None:
@@ -144,32 +165,19 @@ def test_four_ctas_share_an_orin_sm() -> None:
         assert 4 * (variant.images["sm_87"].shared_bytes + 1024) <= 164 * 1024
 
 
-def sections(elf: bytes) -> dict[str, tuple[bytes, int]]:
-    """Name -> (content, sh_info) of a 64-bit little-endian ELF file."""
-    assert elf[:6] == b"\x7fELF\x02\x01"
-    (offset,) = struct.unpack_from("<Q", elf, 0x28)
-    size, count, names_index = struct.unpack_from("<3H", elf, 0x3A)
-    headers = [struct.unpack_from("<IIQQQQII", elf, offset + i * size) for i in range(count)]
-    names = headers[names_index][4]
-    found = {}
-    for name, kind, _, _, start, length, _, info in headers:
-        end = elf.index(b"\0", names + name)
-        content = b"" if kind == 8 else elf[start : start + length]
-        found[elf[names + name : end].decode()] = (content, info)
-    return found
-
-
-def parameter_table(elf: bytes) -> list[tuple[int, int, int]]:
-    """(ordinal, offset, size) of every parameter, from EIATTR_KPARAM_INFO (0x17)."""
-    attributes = sections(elf)[f".nv.info.{MANIFEST.entry}"][0]
-    found, position = [], 0
-    while position < len(attributes):
-        kind, attribute, size = struct.unpack_from("<BBH", attributes, position)
-        if (kind, attribute) == (4, 0x17):
-            _, ordinal, offset, packed = struct.unpack_from("<IHHI", attributes, position + 4)
-            found.append((ordinal, offset, packed >> 18))
-        position += 4 + (size if kind == 4 else 0)
-    return sorted(found)
+@pytest.mark.parametrize("target", kernels.ASSEMBLERS)
+def test_every_cubin_says_itself_how_many_registers_it_takes_and_that_it_has_no_stack(
+    target: str,
+) -> None:
+    """EIATTR_REGCOUNT (0x2f) and EIATTR_FRAME_SIZE (0x11); what spills lies in a stack frame."""
+    for variant in MANIFEST.variants:
+        info = sections(read_image(variant, target=target))[".nv.info"]
+        registers, frames = (
+            [struct.unpack("<II", found)[1] for found in attributes(info, number)]
+            for number in (0x2F, 0x11)
+        )
+        assert registers == [variant.images[target].registers], variant.name
+        assert frames == [0], variant.name
 
 
 @pytest.mark.parametrize("target", kernels.ASSEMBLERS)
@@ -182,7 +190,7 @@ def test_every_cubin_wants_the_parameters_that_the_launcher_passes(target: str) 
         expected.append((ordinal, offset, size))
         offset += size
     for variant in MANIFEST.variants:
-        assert parameter_table(read_image(variant, target=target)) == expected
+        assert parameter_table(read_image(variant, target=target), entry=MANIFEST.entry) == expected
 
 
 @pytest.mark.parametrize("target", kernels.ASSEMBLERS)
@@ -202,9 +210,9 @@ def test_a_cubin_is_for_its_own_architecture_in_a_format_its_first_driver_reads(
 @pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_110"])
 @pytest.mark.parametrize("variant", MANIFEST.variants[::5], ids=lambda v: v.name)
 def test_the_machine_code_multiplies_on_tensor_cores_and_keeps_registers(
-    variant: Variant, target: str, tmp_path: Path
+    variant: Variant, target: str
 ) -> None:
-    opcodes = disassembly(variant, target, tmp_path)
+    opcodes = opcodes_of(variant, target)
     tensor = [op for op in opcodes if op.startswith("HMMA.16816.F32")]
     # One panel: 64 x block_rows x 64 by 4 warps in steps of 16 x 8 x 16.
     per_panel = (64 // 16) * (variant.block_rows // 8) * (64 // 16) // 4
@@ -226,8 +234,8 @@ def test_the_columns_of_a_64_row_block_do_not_change_the_cost_of_a_panel() -> No
 
 
 @pytest.mark.parametrize("variant", MANIFEST.variants[::12], ids=lambda v: v.name)
-def test_hopper_uses_its_own_matrix_instruction(variant: Variant, tmp_path: Path) -> None:
-    opcodes = disassembly(variant, "sm_90", tmp_path)
+def test_hopper_uses_its_own_matrix_instruction(variant: Variant) -> None:
+    opcodes = opcodes_of(variant, "sm_90")
     assert [op for op in opcodes if op.startswith("HGMMA")]
     assert not [op for op in opcodes if op.split(".")[0] in ("LDL", "STL")]
 

@@ -115,7 +115,7 @@ def test_forgotten_scratch_parameters_are_caught() -> None:
 def test_shared_memory_that_is_64_bytes_short_is_caught() -> None:
     arguments = Arguments(CASE, layer(CASE))
     with pytest.raises(MemoryFaultError, match="outside the CTA's shared memory"):
-        start(arguments, arguments.packed(), less_shared=1088)
+        start(arguments, arguments.packed(), less_shared=64)
 
 
 def test_a_panel_table_that_points_past_the_weights_is_caught() -> None:

@@ -171,6 +171,15 @@ def test_a_batch_beyond_32_bits_is_refused(library: Path, state: State) -> None:
     assert state.launches == 0
 
 
+def test_more_tokens_than_a_grid_has_rows_are_refused(library: Path, state: State) -> None:
+    with opened(library) as kernel:
+        start(kernel, tokens=65_535 * 64, ldx=16, ldy=64)
+        assert list(state.grid) == [48, 65_535, 1]
+        with pytest.raises(EngineError, match="4194241 tokens: one launch computes up to 4194240"):
+            start(kernel, tokens=65_535 * 64 + 1, ldx=16, ldy=64)
+    assert state.launches == 1
+
+
 @pytest.mark.parametrize(("epilogue", "residual"), [("none", 0x7000), ("residual", 0)])
 def test_a_residual_is_given_exactly_where_it_is_added(
     library: Path, state: State, epilogue: str, residual: int
@@ -191,6 +200,13 @@ def test_closing_twice_unloads_once(library: Path, state: State) -> None:
     kernel.close()
     kernel.close()
     assert state.unloads == 1
+
+
+def test_a_closed_kernel_refuses_to_launch(library: Path, state: State) -> None:
+    kernel = opened(library)
+    kernel.close()
+    with pytest.raises(EngineError, match=r"CUresult 400.*open the kernel again"):
+        start(kernel)
 
 
 @pytest.mark.parametrize("epilogue", ["none", "gelu", "residual"])

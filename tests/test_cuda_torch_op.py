@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,11 @@ def test_a_bias_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(12, 240, dtype=torch.float16)}, "x has 240 features"),
+        (
+            {"x": torch.zeros(12, 240, dtype=torch.float16)},
+            r"x has the shape \(12, 240\), the weight takes 256 features",
+        ),
+        ({"x": torch.zeros((), dtype=torch.float16)}, r"x has the shape \(\),"),
         ({"x": torch.zeros(12, 256)}, r"x is torch\.float32 on cpu"),
         ({"activation": "relu"}, "'relu' is unknown"),
         (
@@ -111,6 +116,29 @@ def test_tensors_that_do_not_fit_the_weight_are_refused(
     given: dict[str, Any] = {"x": half(problem.x, "float16"), "weight": on_cpu(problem)}
     with pytest.raises(EngineError, match=message):
         block_sparse_linear(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("values", lambda part: part.flatten(1)),
+        ("rows", lambda part: part[:-1]),
+        ("rows", lambda part: part.long()),
+        ("rows", lambda part: part.t().contiguous().t()),
+        ("columns", lambda part: part[:-1]),
+        ("columns", lambda part: part.float()),
+        ("bias", lambda part: part[:-1]),
+        ("bias", lambda part: part.float()),
+        ("block_cols", lambda _: 32),
+        ("block_cols", lambda _: 0),
+    ],
+)
+def test_weight_tensors_that_contradict_each_other_are_refused(name: str, change: Any) -> None:
+    problem = layer(CASE)
+    weight = on_cpu(problem)
+    changed = replace(weight, **{name: change(getattr(weight, name))})
+    with pytest.raises(EngineError, match=r"contradict each other.*pass what to_tensors returned"):
+        block_sparse_linear(half(problem.x, "float16"), changed)
 
 
 @pytest.fixture(scope="module")

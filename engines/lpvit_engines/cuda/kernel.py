@@ -15,6 +15,7 @@ from lpvit_engines.cuda.manifest import BINARIES, KernelManifest, Variant, read_
 
 _OLDEST = 80  # the PTX is for compute capability 8.0 and up
 _INT32_MAX = 2**31 - 1
+_GRID_ROWS_MAX = 65_535  # CUDA's limit for the second axis of a grid
 _CODES = {"pointer": "Q", "int32": "i"}
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,12 @@ class Kernel:
                 f"{tokens} tokens of {max(ldx, ldy)} features: the kernels count up to "
                 f"{_INT32_MAX} elements; use a smaller batch"
             )
+        tiles = -(-tokens // self._tile_rows)
+        if tiles > _GRID_ROWS_MAX:
+            raise EngineError(
+                f"{tokens} tokens: one launch computes up to {_GRID_ROWS_MAX * self._tile_rows}; "
+                "use a smaller batch"
+            )
         if self._adds_residual != bool(residual):
             raise EngineError(
                 f"{self.variant.name} was launched with residual address {residual:#x}; only the "
@@ -93,7 +100,7 @@ class Kernel:
             )  # fmt: skip
             code = self._driver.cuLaunchKernel(
                 self._function,
-                block_row_count, -(-tokens // self._tile_rows), 1,
+                block_row_count, tiles, 1,
                 self._threads, 1, 1,
                 self._shared_bytes, stream, self._arguments, None,
             )  # fmt: skip
@@ -104,7 +111,8 @@ class Kernel:
         """Unload the kernel; a second call does nothing."""
         if self._module.value is not None:
             cuda.unload_module(self._driver, self._module)
-            self._module = c_void_p()
+            # A null function makes the driver refuse a later launch; a stale one may crash.
+            self._module, self._function = c_void_p(), c_void_p()
 
     def __enter__(self) -> "Kernel":
         return self

@@ -121,6 +121,7 @@ def _on_cuda(
     activation: str,
 ) -> "Tensor":
     torch = require("torch")
+    check_weight(values, rows, columns, bias, block_cols=block_cols)
     check_tensors(x, values, bias, residual, in_features=in_features)
     with torch.cuda.device(x.device):
         kernel = loaded_kernel(
@@ -172,6 +173,37 @@ def launch_on_tensors(
     return y
 
 
+def check_weight(
+    values: "Tensor", rows: "Tensor", columns: "Tensor", bias: "Tensor", *, block_cols: int
+) -> None:
+    """Refuse weight tensors of one layer that contradict each other in shape, type or device.
+
+    What rows and columns hold is not read, which would wait for the GPU at every call:
+    packing.pack writes them, and only what it wrote may be passed.
+    """
+    torch = require("torch")
+    whole = values.ndim == 3 and block_cols > 0 and values.shape[2] % block_cols == 0
+    if (
+        not whole
+        or rows.shape != (len(rows), 4)
+        or columns.shape != (len(values) * values.shape[2] // block_cols,)
+        or bias.shape != (len(rows) * values.shape[1],)
+        or (rows.dtype, columns.dtype, bias.dtype) != (torch.int32, torch.int32, values.dtype)
+        or {rows.device, columns.device, bias.device} != {values.device}
+        or not all(part.is_contiguous() for part in (values, rows, columns, bias))
+    ):
+        found = ", ".join(
+            f"{name} {part.dtype} {tuple(part.shape)} on {part.device}"
+            for name, part in zip(
+                ("values", "rows", "columns", "bias"), (values, rows, columns, bias), strict=True
+            )
+        )
+        raise EngineError(
+            f"the tensors of the weight contradict each other: {found}, with blocks of "
+            f"{block_cols} columns: pass what to_tensors returned, whole"
+        )
+
+
 def check_tensors(
     x: "Tensor",
     values: "Tensor",
@@ -180,11 +212,11 @@ def check_tensors(
     *,
     in_features: int,
 ) -> None:
-    """Refuse what would make the kernel read outside its inputs."""
-    if x.shape[-1] != in_features:
+    """Refuse an input or residual that does not fit the weight, which passed check_weight."""
+    if x.ndim == 0 or x.shape[-1] != in_features:
         raise EngineError(
-            f"x has {x.shape[-1]} features, the weight takes {in_features}: pass the input of this "
-            "layer"
+            f"x has the shape {tuple(x.shape)}, the weight takes {in_features} features: pass the "
+            "input of this layer"
         )
     if x.dtype != values.dtype or x.device != values.device:
         raise EngineError(
@@ -223,6 +255,7 @@ def _on_cpu(
 ) -> "Tensor":
     """Densely, in float32: for models without a GPU and as the oracle of the GPU's tests."""
     torch = require("torch")
+    check_weight(values, rows, columns, bias, block_cols=block_cols)
     check_tensors(x, values, bias, residual, in_features=in_features)
     epilogue = epilogue_of(activation, adds_residual=residual is not None)
     weight = _dense(values, rows, columns, in_features=in_features, block_cols=block_cols)
