@@ -132,7 +132,8 @@ def test_a_source_says_what_its_total_covers(source: PowerSource) -> None:
 
 def test_conditions_can_be_asked_at_any_time(source: PowerSource) -> None:
     with opened(source):
-        assert source.conditions().throttling == ()
+        # None where the source cannot see it, never a guess that nothing is wrong
+        assert source.conditions().throttling in ((), None)
 
 
 def test_a_source_can_be_opened_again_after_closing(source: PowerSource) -> None:
