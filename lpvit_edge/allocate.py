@@ -133,11 +133,36 @@ def _options(
 
 
 def interpolated_latency(gemms: list[GemmCost]) -> Callable[[float], float]:
-    """Latency over sparsity between the measured points, made to fall (more zeros, less work)."""
+    """Latency over sparsity between the measured points, made to fall (more zeros, less work).
+
+    Below the lowest measured sparsity it is infinite, so that nothing unmeasured is chosen.
+    """
     ordered = sorted(gemms, key=lambda gemm: gemm.sparsity)
     sparsity = [gemm.sparsity for gemm in ordered]
-    falling = np.minimum.accumulate([gemm.latency_ms for gemm in ordered])
+    falling = never_rising([gemm.latency_ms for gemm in ordered])
     return lambda s: float(np.interp(s, sparsity, falling)) if s >= sparsity[0] else np.inf
+
+
+def never_rising(values: list[float]) -> list[float]:
+    """The sequence that never rises and is nearest in least squares (pool adjacent violators).
+
+    A running minimum would be simpler, and would carry the luckiest measurement on to everything
+    after it: predictions would come out too fast.
+
+    >>> never_rising([8.0, 5.0, 6.0, 1.0])
+    [8.0, 5.5, 5.5, 1.0]
+    """
+    pools: list[list[float]] = []
+    for value in values:
+        pools.append([value])
+        while len(pools) > 1 and _mean(pools[-2]) < _mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    return [_mean(pool) for pool in pools for _ in pool]
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def by_milp(options: Options, budget_ms: float) -> Picks:

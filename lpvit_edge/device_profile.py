@@ -95,8 +95,8 @@ def profile_device(
         in_place_ms=in_place,
         rank_correlation=profiling.rank_correlation(in_place, layers, gemms),
         drift=drift,
-        power=power,
-        reasons=tuple(_reasons(gemms, drift, total)),
+        power=_checked(power, gemms, sensor),
+        reasons=tuple(_reasons(gemms, drift=drift, total=total, rest=rest)),
     )
     files.save(record, path or job.path("device_profile.json"))
     partial.done()
@@ -139,18 +139,37 @@ class _Partial:
 def _sensor() -> "Iterator[tuple[tuple[Sampler, SourceInfo] | None, PowerNote]]":
     """The best power sensor of this machine, sampling, or None; and what to say about it."""
     from lpvit_profilers.base import opened
-    from lpvit_profilers.detect import default_source
+    from lpvit_profilers.detect import default_source, detect, why_none
     from lpvit_profilers.sampler import Sampler
 
     source = default_source()
     if source is None:
-        reason = "no power sensor on this machine; the profile carries latency only"
+        reason = (
+            f"no power sensor can be read here ({why_none(detect())}); the profile carries latency "
+            "only"
+        )
         yield None, PowerNote(source=None, scope=None, quality="unavailable", reason=reason)
         return
     with opened(source) as sensor, Sampler(sensor) as sampler:
         info = sensor.info
         note = PowerNote(source=info.name, scope=info.scope, quality=info.quality, reason=None)
         yield (sampler, info), note
+
+
+def _checked(
+    note: PowerNote, gemms: tuple[GemmCost, ...], sensor: "tuple[Sampler, SourceInfo] | None"
+) -> PowerNote:
+    """The note after the measurement: what the sensor did not tell, and whether to believe it."""
+    if sensor is None:
+        return note
+    silent = sum(gemm.energy_mj is None for gemm in gemms)
+    suspect = sensor[0].was_suspect
+    said = [
+        *(["some readings contradict each other (a rail above its own total)"] if suspect else []),
+        *([f"no energy for {silent} of {len(gemms)} forms"] if silent else []),
+    ]
+    quality = "unavailable" if silent == len(gemms) else "suspect" if suspect else note.quality
+    return msgspec.structs.replace(note, quality=quality, reason="; ".join(said) or None)
 
 
 def _emptied(job: Job) -> "tuple[nn.Module, dict[str, Pattern]]":
@@ -188,11 +207,18 @@ def _same(gemm: GemmCost, shape: LayerShape) -> bool:
     return all(getattr(gemm, field) == getattr(shape, field) for field in fields)
 
 
-def _reasons(gemms: tuple[GemmCost, ...], drift: float | None, total: float) -> Iterator[str]:
+def _reasons(
+    gemms: tuple[GemmCost, ...], *, drift: float | None, total: float, rest: float
+) -> Iterator[str]:
     """Each completes "the profile may not be trusted because ..."."""
     unstable = sum(not gemm.stable for gemm in gemms)
     if unstable > _UNSTABLE_LIMIT * len(gemms):
         yield f"{unstable} of {len(gemms)} forms were unstable; stop other programs, fix the clocks"
+    lost = sum(gemm.latency_ms == 0.0 and gemm.sparsity < 1.0 for gemm in gemms)
+    if lost:
+        yield f"{lost} forms took no longer than no layer at all; give the profile more time"
+    if rest == 0.0:
+        yield "the emptied network took no longer than its empty layers; measure again in quiet"
     if drift is None:
         yield "the largest layer's time drowned in its scatter; stop other programs"
     elif abs(drift) > _DRIFT_LIMIT:

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 
 from lpvit_edge import onnx_nodes
+from lpvit_edge.errors import PruningError
 from lpvit_edge.pattern import Pattern, parse_pattern
 from lpvit_edge.records import LayerShape
 
@@ -30,7 +31,10 @@ class LayerForm(msgspec.Struct, frozen=True, kw_only=True):
 def layer_forms(
     layers: tuple[LayerShape, ...], patterns: tuple[str, ...], sparsities: tuple[float, ...]
 ) -> tuple[LayerForm, ...]:
-    """Every distinct shape dense, then in its patterns; each group begins with the most work."""
+    """Every distinct shape dense, then in its patterns; each group begins with the most work.
+
+    Raises PruningError for a pattern that is not a block pattern.
+    """
     unnamed = [msgspec.structs.replace(layer, name="") for layer in layers]
     dense = [
         LayerForm(shape=shape, pattern="dense", sparsity=0.0, layers=unnamed.count(shape))
@@ -45,6 +49,11 @@ def _sparse_forms(
     dense: LayerForm, patterns: tuple[str, ...], sparsities: tuple[float, ...]
 ) -> Iterator[LayerForm]:
     for pattern in patterns:
+        if parse_pattern(pattern).kind != "block":
+            raise PruningError(
+                f"pattern {pattern!r} cannot be timed: no engine of this version has a kernel for "
+                "it; name block patterns such as 64x1"
+            )
         if parse_pattern(pattern).fits(dense.shape.out_features, dense.shape.in_features):
             for sparsity in sparsities:
                 yield msgspec.structs.replace(dense, pattern=pattern, sparsity=sparsity)

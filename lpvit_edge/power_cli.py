@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from lpvit_edge.errors import EnvironmentUnfitError
+from lpvit_edge.errors import EnvironmentUnfitError, UnknownOptionError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,11 +78,23 @@ def power(
 
     Example: lpvit power --seconds 10 --record idle.jsonl
     """
+    _refuse_live_options(replay, record, tdp_w, interval)
     summary = _replayed(replay, interval) if replay else _live(seconds, record, tdp_w)
     if json:
         _print_json(POWER_SCHEMA, msgspec.to_builtins(summary))
     else:
         _print_tables(_power_table(summary))
+
+
+def _refuse_live_options(
+    replay: Path | None, record: Path | None, tdp_w: float | None, interval_s: float | None
+) -> None:
+    """An option that would do nothing is a mistake, and not passed over."""
+    if replay is None and interval_s is not None:
+        raise UnknownOptionError("--interval describes a log; give one with --replay LOG")
+    for option, value in (("--record", record), ("--tdp-w", tdp_w)):
+        if replay is not None and value is not None:
+            raise UnknownOptionError(f"{option} reads a sensor, --replay a file; give one of them")
 
 
 def _replayed(path: Path, interval_s: float | None) -> "PowerSummary":

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from lpvit_profilers.latency import LatencyMeasurement
     from lpvit_profilers.sampler import Sampler
 
-# What an ordinary processor is asked first: one input column by 64 output rows runs as fast there
-# as 64 by 64 and costs almost no accuracy. A GPU needs its own menu.
-CPU_PATTERNS = ("64x1", "64x16", "32x32")
 SPARSITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 DEFAULT_SECONDS = 0.3  # for each form, when no budget says otherwise
 _MIN_SECONDS, _MAX_SECONDS = 0.03, 2.0
@@ -146,7 +143,7 @@ def random_input(engine: "Engine") -> "NDArray[np.float32]":
 def _energy_mj(
     runs: dict[str, Callable[[], object]], sampler: "Sampler", info: "SourceInfo"
 ) -> float | None:
-    """Gross energy of one layer; None where the sensor could not tell."""
+    """Gross energy of one layer; None where the sensor could not tell it from no layer at all."""
     from lpvit_profilers.energy_window import measure_window
 
     windows = [
@@ -154,7 +151,9 @@ def _energy_mj(
         for name in ("full", "base")
     ]
     per_call = [w.energy_mj / w.calls for w in windows if w.energy_mj is not None and w.calls]
-    return (per_call[0] - per_call[1]) / COPIES if len(per_call) == 2 else None
+    if len(per_call) < 2 or per_call[0] <= per_call[1]:
+        return None
+    return (per_call[0] - per_call[1]) / COPIES
 
 
 def _cost(

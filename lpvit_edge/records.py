@@ -67,8 +67,8 @@ class Energy(Part, frozen=True, kw_only=True):
 class GemmCost(Part, frozen=True, kw_only=True):
     """One distinct linear layer in one form, timed alone through the engine.
 
-    `latency_ms` is the slope between a network of several copies and one of a single copy, each
-    with weights of its own, so that what the engine needs per call is not counted.
+    `latency_ms` is a share of what a network of several copies, each with weights of its own,
+    takes longer than one without any, so that what the engine needs per call is not counted.
     """
 
     tokens: int

@@ -78,8 +78,10 @@ def test_latency_between_measured_points_never_rises_with_sparsity() -> None:
         for sparsity, ms in ((0.4, 0.5), (0.2, 0.8), (0.6, 0.55), (0.8, 0.1))
     ]
     latency_at = interpolated_latency(gemms)
-    assert latency_at(0.3) == pytest.approx(0.65)
-    assert latency_at(0.6) == pytest.approx(0.5)
+    assert latency_at(0.2) == pytest.approx(0.8)
+    assert latency_at(0.3) == pytest.approx((0.8 + 0.525) / 2)
+    assert latency_at(0.4) == latency_at(0.6) == pytest.approx(0.525)  # 0.5 and 0.55 as one
+    assert latency_at(0.8) == pytest.approx(0.1)
     assert latency_at(0.1) == float("inf")  # below what was measured nothing is promised
 
 

@@ -33,6 +33,7 @@ class Bench:
         quality: Quality = "measured",
         conditions: Conditions | None = None,
         clocks_mhz: tuple[float, ...] = (),
+        throttled_at_work: bool = False,
     ) -> None:
         self.busy = False
         self._silent, self._flat, self._scale = is_silent, is_flat, power_scale
@@ -40,6 +41,7 @@ class Bench:
         self._quality: Quality = quality
         self._conditions = conditions or Conditions()
         self._clocks_mhz = list(clocks_mhz)
+        self._throttled_at_work = throttled_at_work
         self._reads = 0
         self._energy_mj, self._since_s = 0.0, time.monotonic()
         self._tick_mj, self._tick_s = 0.0, self._since_s
@@ -62,6 +64,8 @@ class Bench:
     def close(self) -> None: ...
 
     def conditions(self) -> Conditions:
+        if self._throttled_at_work and self.busy:
+            return Conditions(throttling=("power brake",))
         if self._clocks_mhz:
             clock = self._clocks_mhz.pop(0)
             return msgspec.structs.replace(self._conditions, clock_mhz=clock)
@@ -193,6 +197,14 @@ def test_a_throttled_repeat_is_rejected() -> None:
     assert found.gross_mj is None
     assert "a repeat was rejected: the device was throttled (power brake)" in found.reasons
     assert found.repeats[0].energy_mj is not None
+
+
+def test_throttling_that_ends_with_the_work_is_seen() -> None:
+    bench = Bench(throttled_at_work=True)
+    found = measured(bench, repeats=1)
+    assert bench.conditions().throttling is None
+    assert found.gross_mj is None
+    assert "a repeat was rejected: the device was throttled (power brake)" in found.reasons
 
 
 def test_a_clock_that_moves_is_not_trusted() -> None:

@@ -86,6 +86,12 @@ def test_conditions_name_what_slows_the_gpu_and_leave_unknown_clocks_out() -> No
     assert (found.temperature_c, found.clock_mhz) == (55.0, None)
 
 
+def test_throttling_that_nvml_cannot_tell_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FakeNvml, "nvmlDeviceGetCurrentClocksEventReasons")
+    with opened(source_of(FakeNvml(instant=lambda: 1))) as source:
+        assert source.conditions().throttling is None
+
+
 def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:
     with pytest.raises(EnvironmentUnfitError, match="NVML finds no GPU 3: Invalid Argument"):
         source_of(FakeNvml(instant=lambda: 1), index=3).open()

@@ -14,7 +14,12 @@ import typer
 from lpvit_edge import doctor as doctor_module
 from lpvit_edge import power_cli
 from lpvit_edge.doctor import examine, pair_problem
-from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, LpvitEdgeError
+from lpvit_edge.errors import (
+    EnvironmentUnfitError,
+    FileFormatError,
+    LpvitEdgeError,
+    UnknownOptionError,
+)
 from lpvit_profilers.base import PowerSource
 from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 
@@ -155,6 +160,30 @@ def test_an_estimate_never_takes_the_place_of_a_sensor(run: Run) -> None:
 @pytest.mark.parametrize("arguments", [("--tdp-w", "0"), ("--seconds", "-1"), ("--interval", "0")])
 def test_senseless_numbers_are_wrong_usage(run: Run, arguments: tuple[str, str]) -> None:
     assert run("power", *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--replay", "LOG", "--record", "x.jsonl"),
+        ("--replay", "LOG", "--tdp-w", "65"),
+        ("--interval", "0.1"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_wrong_usage(
+    run: Run, log: Path, arguments: tuple[str, ...]
+) -> None:
+    result = run("power", *(str(log) if text == "LOG" else text for text in arguments))
+    assert isinstance(result.exception, UnknownOptionError)
+    assert result.exception.exit_code == 2
+
+
+def test_power_says_why_readings_are_suspect(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "boot.log").write_text("POM_5V_GPU 8791/1 POM_5V_IN 3075/1\n" * 2)
+    arguments = ("--replay", str(tmp_path / "boot.log"), "--interval", "0.1", "--json")
+    document = json.loads(run("power", *arguments).stdout)
+    assert document["quality"] == "suspect"
+    assert "the rails contradict POM_5V_IN" in document["reason"]
 
 
 @pytest.mark.usefixtures("orin")

@@ -89,6 +89,8 @@ def test_the_whole_platform_is_counted_on_request(laptop: Path, clock: list[int]
         count(laptop, "intel-rapl:1", 9_000_000)
         clock[0] += 1_000_000_000
         assert source.sample().rails_mw == {"psys": 8000.0}
+        assert source.info.scope == "board_input"
+        assert "only the processor" not in source.info.notes[0]
 
 
 def test_the_memory_mapped_view_of_a_package_is_not_counted_again(server: Path) -> None:
@@ -134,3 +136,22 @@ def test_a_source_can_be_opened_again(server: Path) -> None:
     for _ in range(2):
         with opened(source):
             assert source.sample().energy_mj == 0.0
+
+
+def test_a_counter_that_failed_at_the_opening_counts_from_its_first_answer(server: Path) -> None:
+    energy = server / ZONE / "energy_uj"
+    before = energy.read_text()
+    energy.write_text("")
+    with opened(RaplSource(server)) as source:
+        energy.write_text(before)
+        source.sample()
+        energy.write_text(str(int(before) + 2_000))
+        assert source.sample().energy_mj == 2.0
+
+
+def test_a_refused_opening_leaves_no_file_open(server: Path) -> None:
+    (server / "sys/class/powercap/intel-rapl/intel-rapl:1/energy_uj").unlink()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(EnvironmentUnfitError, match="cannot open"):
+        RaplSource(server).open()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError
+from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, UnknownOptionError
 from lpvit_profilers.base import PowerSample, PowerSource, SourceInfo, opened
 from lpvit_profilers.detect import default_source, detect, why_none
 from lpvit_profilers.estimate import EstimatedSource, estimated_power_mw
@@ -132,7 +132,8 @@ def test_a_source_says_what_its_total_covers(source: PowerSource) -> None:
 
 def test_conditions_can_be_asked_at_any_time(source: PowerSource) -> None:
     with opened(source):
-        assert source.conditions().throttling == ()
+        # None where the source cannot see it, never a guess that nothing is wrong
+        assert source.conditions().throttling in ((), None)
 
 
 def test_a_source_can_be_opened_again_after_closing(source: PowerSource) -> None:
@@ -170,6 +171,28 @@ def test_a_log_of_tegrastats_gets_its_times_from_its_dates(tmp_path: Path) -> No
     assert [sample.t_ns for sample in recording.samples[:3]] == [0, 500_000_000, 1_000_000_000]
     assert recording.samples[3].total_mw == 5003.0
     assert recording.info.notes == ("one line every 0.500 s, from the first and the last date",)
+
+
+def test_a_log_that_was_cut_in_its_last_line_keeps_the_others(tmp_path: Path) -> None:
+    (tmp_path / "boot.log").write_text("VDD_SOC 900/1 VDD_IN 5000/1\nVDD_SOC 900/1 VDD_I")
+    recording = read_recording(tmp_path / "boot.log", interval_s=0.1)
+    assert [sample.total_mw for sample in recording.samples] == [5000.0, None]
+    assert recording.samples[1].reason == "the line lacks VDD_IN"
+
+
+def test_a_suspect_line_of_a_log_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "boot.log").write_text("POM_5V_GPU 8791/1 POM_5V_IN 3075/1\n")
+    (sample,) = read_recording(tmp_path / "boot.log", interval_s=0.1).samples
+    assert sample.quality == "suspect"
+    assert sample.reason is not None
+    assert "the rails contradict POM_5V_IN" in sample.reason
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_interval_that_is_no_time_is_refused(tmp_path: Path, interval_s: float) -> None:
+    (tmp_path / "boot.log").write_text("VDD_IN 5000/1\n")
+    with pytest.raises(UnknownOptionError, match="the interval is"):
+        read_recording(tmp_path / "boot.log", interval_s=interval_s)
 
 
 def test_a_log_without_dates_needs_a_stated_interval(tmp_path: Path) -> None:

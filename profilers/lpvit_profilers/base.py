@@ -57,12 +57,13 @@ class PowerSample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Conditions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What can spoil a measurement, as the source can see it; what it cannot see is None.
 
-    `throttling` names what slows the device at this moment. `throttle_events` is a counter.
+    `throttling` names what slows the device at this moment, () is nothing. `throttle_events` is a
+    counter.
     """
 
     temperature_c: float | None = None
     clock_mhz: float | None = None
-    throttling: tuple[str, ...] = ()
+    throttling: tuple[str, ...] | None = None
     throttle_events: int | None = None
 
 

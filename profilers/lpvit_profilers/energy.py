@@ -22,6 +22,8 @@ from lpvit_profilers.sampler import Sampler
 # Seconds of one loop.
 QUICK_S, DEFAULT_S, REFERENCE_S = 3.0, 10.0, 60.0
 REPEATS = 5
+# How often heat, clocks and throttling are noted while the work runs.
+_WATCH_S = 1.0
 _AGREE = 0.01
 _SAME_TEMPERATURE_C = 2.0
 _Run = Callable[[], object]
@@ -50,7 +52,7 @@ def measure_energy(
     rest_s = window_s / 2 if idle_s is None else idle_s
     warm_limit_s = min(60.0, 6 * window_s) if max_warmup_s is None else max_warmup_s
     generator = random.Random(seed)
-    with Sampler(source, seed=seed) as sampler:
+    with Sampler(source, seed=seed, watch_s=min(_WATCH_S, window_s / 3)) as sampler:
         time.sleep(2 * sampler.poll_s + 2 * source.info.period_s)
         start = source.conditions()
         idle_before = measure_window(_rest, sampler, source.info, for_s=rest_s)
@@ -63,7 +65,9 @@ def measure_energy(
             time.sleep(generator.uniform(0.0, 0.1))
             before = source.conditions()
             window = measure_window(run, sampler, source.info, for_s=window_s)
-            turns.append(Turn(window=window, before=before, after=source.conditions()))
+            during = sampler.conditions(begin_ns=window.begin_ns, end_ns=window.end_ns)
+            after = source.conditions()
+            turns.append(Turn(window=window, before=before, during=during, after=after))
         idle_after = measure_window(_rest, sampler, source.info, for_s=rest_s)
         session = Session(
             info=source.info,

@@ -22,10 +22,11 @@ _MAX_METHODS_APART = 0.05
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """One repeat, and the conditions on both sides of it."""
+    """One repeat, and the conditions on both sides of it and while the work ran."""
 
     window: Window
     before: Conditions
+    during: tuple[Conditions, ...]
     after: Conditions
 
 
@@ -88,11 +89,17 @@ def summarise(session: Session) -> EnergyMeasurement:
 
 
 def repeat_of(turn: Turn) -> EnergyRepeat:
-    """The record of one repeat; a throttled one, or one without energy, is rejected."""
+    """The record of one repeat; a throttled one, or one without energy, is rejected.
+
+    Clock and throttling are those of the running work: some time after it, when the last reading
+    has come in, an idle device has its clocks back.
+    """
     window, before, after = turn.window, turn.before, turn.after
     rejected = window.reason if window.energy_mj is None else None
-    if after.throttling:
-        rejected = f"the device was throttled ({', '.join(after.throttling)})"
+    slowed = _distinct(name for c in (*turn.during, after) for name in c.throttling or ())
+    if slowed:
+        rejected = f"the device was throttled ({', '.join(slowed)})"
+    clocks = [c.clock_mhz for c in turn.during if c.clock_mhz]
     return EnergyRepeat(
         energy_mj=window.energy_mj,
         counter_mj=window.counter_mj,
@@ -102,7 +109,7 @@ def repeat_of(turn: Turn) -> EnergyRepeat:
         samples=window.samples,
         temperature_start_c=before.temperature_c,
         temperature_end_c=after.temperature_c,
-        clock_mhz=after.clock_mhz,
+        clock_mhz=statistics.median(clocks) if clocks else None,
         throttle_events=after.throttle_events - before.throttle_events
         if after.throttle_events is not None and before.throttle_events is not None
         else None,

@@ -15,7 +15,7 @@ from lpvit_profilers import machine
 from lpvit_profilers.base import Conditions, PowerSample, Quality, SourceInfo
 from lpvit_profilers.rails import Rail, find_rails
 from lpvit_profilers.sysfs import numbered, read_int, read_text
-from lpvit_profilers.totals import THOR_MODULE, TotalRule, is_suspect, total_rule
+from lpvit_profilers.totals import THOR_MODULE, TotalRule, is_suspect, total_rule, why_suspect
 
 _CYCLE_S = 0.0066
 _WINDOW_S = 0.0011
@@ -163,10 +163,7 @@ def _reason(rule: TotalRule, rails_mw: dict[str, float], suspect: bool) -> str |
     if missing:
         return f"{', '.join(missing)} did not answer; the domain may be powered off"
     if suspect:
-        return (
-            f"the rails contradict {rule.text}; the labels may be swapped on this carrier, or the "
-            "sensor has not measured yet"
-        )
+        return why_suspect(rule)
     return None
 
 

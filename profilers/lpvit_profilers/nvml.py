@@ -19,6 +19,7 @@ from lpvit_profilers.nvml_probe import SensorTiming, probe_averaging, probe_upda
 
 # NVML field identifiers, nvml.h.
 _POWER_AVERAGE, _POWER_INSTANT = 185, 186
+_FUNCTION_NOT_FOUND = 13  # nvmlReturn_t, nvml.h
 # Clock event reasons of nvml.h that slow a GPU against its will.
 SLOWING = {
     0x04: "software power cap",
@@ -173,7 +174,7 @@ class NvmlSource:
         return Conditions(
             temperature_c=None if isinstance(temperature, str) else temperature,
             clock_mhz=None if isinstance(clock, str) else clock,
-            throttling=()
+            throttling=None
             if isinstance(mask, str)
             else tuple(text for bit, text in SLOWING.items() if int(mask) & bit),
         )
@@ -232,7 +233,7 @@ def _event_reasons(nvml: Any, device: Any) -> int:
     ):
         if hasattr(nvml, name):
             return int(getattr(nvml, name)(device))
-    return 0
+    raise nvml.NVMLError(_FUNCTION_NOT_FOUND)
 
 
 def _text(value: str | bytes) -> str:

@@ -20,7 +20,8 @@ class RailSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class PowerSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All rails of one source. `total` is None, with `reason`, where there was none.
+    """All rails of one source. `total` is None where there was none; `reason` says why, or why
+    the quality is suspect.
 
     `energy_mj` is the total integrated over the samples' own times, None where readings were
     missing for longer than the sensor allows.
@@ -100,7 +101,7 @@ def summarise_power(info: SourceInfo, samples: Iterable[PowerSample]) -> PowerSu
         for name, value_mw in sample.rails_mw.items():
             rails.setdefault(name, _Running()).add(value_mw)
         if sample.quality == "suspect":
-            quality = "suspect"
+            quality, reason = "suspect", sample.reason
         if sample.total_mw is None:
             reason = sample.reason
             continue
@@ -119,6 +120,12 @@ def summarise_power(info: SourceInfo, samples: Iterable[PowerSample]) -> PowerSu
         total=total.summary("total") if total.samples else None,
         energy_mj=None if energy.has_gap else energy.energy_mj,
         rails=tuple(running.summary(name) for name, running in rails.items()),
-        reason=None if total.samples else reason or "there was no reading",
+        reason=_reason(quality, reason, has_total=total.samples > 0),
         notes=info.notes,
     )
+
+
+def _reason(quality: Quality, last: str | None, *, has_total: bool) -> str | None:
+    if not has_total:
+        return last or "there was no reading"
+    return last if quality == "suspect" else None

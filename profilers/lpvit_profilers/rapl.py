@@ -18,6 +18,10 @@ from lpvit_profilers.sysfs import read_int, read_text
 REMEDY = "sudo chmod a+r /sys/class/powercap/intel-rapl*/energy_uj (until the next boot)"
 # Intel's manual gives about 1 ms between updates of the counters.
 _PERIOD_S = 0.001
+_NOTES = {
+    "package-": "only the processor, without board, disks and power supply",
+    "psys": "what the board's maker put behind this counter, as a rule everything but the supply",
+}
 
 
 class RaplSource:
@@ -52,11 +56,16 @@ class RaplSource:
             )
         names = [*counted, *dram]
         self._counted = tuple(counted)
-        self._domains = {name: _Domain(zones[name]) for name in names}
+        try:
+            for name in names:
+                self._domains[name] = _Domain(zones[name])
+        except EnvironmentUnfitError:
+            self.close()
+            raise
         self._info = SourceInfo(
             name="rapl",
             sensor="powercap intel-rapl",
-            scope="cpu_package",
+            scope="board_input" if self._prefix == "psys" else "cpu_package",
             quality="measured",
             total_rule="+".join(counted),
             rails=tuple(names),
@@ -65,7 +74,7 @@ class RaplSource:
             averaging_s=0.0,
             has_counter=True,
             gain_class=None,
-            notes=("only the processor, without board, disks and power supply",),
+            notes=(_NOTES[self._prefix],),
         )
 
     def sample(self) -> PowerSample:
@@ -130,6 +139,8 @@ class _Domain:
     def advance_mj(self) -> float | None:
         """Energy since opening; None when the counter cannot be read or wraps unpredictably."""
         now_uj = self._read_uj()
+        if self._previous_uj is None:  # powered off when it was opened
+            self._previous_uj = now_uj
         if now_uj is None or self._previous_uj is None:
             return None
         step_uj = now_uj - self._previous_uj

@@ -15,14 +15,15 @@ from typing import BinaryIO
 
 import msgspec
 
-from lpvit_edge.errors import FileFormatError
+from lpvit_edge.errors import FileFormatError, UnknownOptionError
 from lpvit_profilers.base import Conditions, PowerSample, SourceInfo
 from lpvit_profilers.tegrastats import TegrastatsLine, parse_line
-from lpvit_profilers.totals import THOR_MODULE, total_rule
+from lpvit_profilers.totals import THOR_MODULE, TotalRule, total_rule, why_no_total
 
 KIND, FORMAT = "power-recording", 1
 _DATE = re.compile(r"^(\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2})\s", re.ASCII)
 _MAX_BYTES = 1 << 30
+_LONGEST_INTERVAL_S = 86_400.0
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,9 +92,13 @@ def _from_json_lines(path: Path, lines: list[str]) -> Recording:
         try:
             sample = msgspec.json.decode(line, type=PowerSample)
         except msgspec.MsgspecError as error:
-            raise FileFormatError(f"{path}: line {number}: {error}") from error
+            raise FileFormatError(
+                f"{path}: line {number}: {error}; remove that line, or record it again"
+            ) from error
         if samples and sample.t_ns < samples[-1].t_ns:
-            raise FileFormatError(f"{path}: line {number} is earlier than the line before it")
+            raise FileFormatError(
+                f"{path}: line {number} is earlier than the line before it; record it again"
+            )
         samples.append(sample)
     if not samples:
         raise FileFormatError(f"{path}: holds no sample; record it again")
@@ -105,7 +110,9 @@ def _from_log(path: Path, lines: list[str], interval_s: float | None) -> Recordi
     filled = [line for line in lines if line.strip()]
     parsed = [(number, parse_line(line)) for number, line in enumerate(filled)]
     kept = [(number, line) for number, line in parsed if line.rails_mw]
-    rule = total_rule(kept[-1][1].rails_mw) if kept else None
+    # All lines together: the last one is often cut where the recording was stopped.
+    rails = tuple(dict.fromkeys(name for _, line in kept for name in line.rails_mw))
+    rule = total_rule(rails)
     if rule is None:
         raise FileFormatError(
             f"{path}: no power rails with a known total in {len(filled)} lines; record it with "
@@ -118,7 +125,7 @@ def _from_log(path: Path, lines: list[str], interval_s: float | None) -> Recordi
         scope=rule.scope,
         quality=rule.quality,
         total_rule=rule.text,
-        rails=tuple(kept[-1][1].rails_mw),
+        rails=rails,
         resolution_mw=None,
         period_s=step_s,
         averaging_s=0.0011,
@@ -126,26 +133,27 @@ def _from_log(path: Path, lines: list[str], interval_s: float | None) -> Recordi
         gain_class=None,
         notes=(note,),
     )
-    samples = tuple(
-        _sample(number, line, step_s, rule.total_mw(line.rails_mw), info) for number, line in kept
-    )
+    samples = tuple(_sample(number, line, step_s, rule) for number, line in kept)
     return Recording(info=info, samples=samples)
 
 
-def _sample(
-    number: int, line: TegrastatsLine, step_s: float, total_mw: float | None, info: SourceInfo
-) -> PowerSample:
+def _sample(number: int, line: TegrastatsLine, step_s: float, rule: TotalRule) -> PowerSample:
+    total_mw = rule.total_mw(line.rails_mw)
     return PowerSample(
         t_ns=round(number * step_s * 1e9),
         rails_mw=line.rails_mw,
         total_mw=total_mw,
-        quality="unavailable" if total_mw is None else "suspect" if line.suspect else info.quality,
+        quality="unavailable" if total_mw is None else "suspect" if line.suspect else rule.quality,
         module_mw=THOR_MODULE.total_mw(line.rails_mw) if "VIN" in line.rails_mw else None,
-        reason=None if total_mw is not None else f"the line lacks {info.total_rule}",
+        reason=why_no_total(rule, is_suspect=line.suspect, has_total=total_mw is not None),
     )
 
 
 def _interval_s(path: Path, lines: list[str], stated_s: float | None) -> tuple[float, str]:
+    if stated_s is not None and not 0 < stated_s < _LONGEST_INTERVAL_S:
+        raise UnknownOptionError(
+            f"the interval is {stated_s:g} s; state the seconds between two lines, such as 0.1"
+        )
     if stated_s is not None:
         return stated_s, f"one line every {stated_s:g} s, as stated"
     first, last = (_date(line) for line in (lines[0], lines[-1]))

@@ -8,6 +8,7 @@ that (errors up to 47 % in simulation).
 import random
 import threading
 import time
+from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 
 from lpvit_edge.errors import LpvitEdgeError, MeasurementError
-from lpvit_profilers.base import PowerSample, PowerSource, SourceInfo
+from lpvit_profilers.base import Conditions, PowerSample, PowerSource, SourceInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 JITTER = 0.3
 SHORTEST_POLL_S = 0.02
 COUNTER_POLL_S = 0.1
-CAPACITY = 1 << 16  # 1.5 MB; 22 minutes at 50 readings a second
+CAPACITY = 1 << 16  # 1 MB; 22 minutes at 50 readings a second
+_CONDITIONS_KEPT = 4096
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +51,11 @@ def jittered(poll_s: float, generator: random.Random) -> float:
 
 
 class Sampler:
-    """Sample an open source until the with block ends. The memory it takes is fixed."""
+    """Sample an open source until the with block ends. The memory it takes is fixed.
+
+    With `watch_s` the source's conditions are noted that often as well: what slows a device shows
+    only while it works, and is gone when the work has ended.
+    """
 
     def __init__(
         self,
@@ -58,6 +64,7 @@ class Sampler:
         poll_s: float | None = None,
         capacity: int = CAPACITY,
         seed: int | None = None,
+        watch_s: float | None = None,
     ) -> None:
         self._source = source
         self.poll_s = poll_interval_s(source.info) if poll_s is None else poll_s
@@ -65,6 +72,8 @@ class Sampler:
         self._t_ns = np.zeros(capacity, np.int64)
         self._power_mw = np.full(capacity, np.nan)
         self._count = 0
+        self._watch_s = watch_s
+        self._conditions: deque[tuple[int, Conditions]] = deque(maxlen=_CONDITIONS_KEPT)
         self._last_reason: str | None = None
         self._qualities: set[str] = set()
         self._lock = threading.Lock()
@@ -125,10 +134,16 @@ class Sampler:
         recent = t_ns >= since_ns
         return Trace(t_ns=t_ns[recent], power_mw=power_mw[recent])
 
+    def conditions(self, *, begin_ns: int, end_ns: int) -> tuple[Conditions, ...]:
+        """What was noted between two times; () without `watch_s`."""
+        with self._lock:
+            return tuple(noted for t_ns, noted in self._conditions if begin_ns <= t_ns <= end_ns)
+
     def _loop(self) -> None:
         try:
             while not self._stop.is_set():
                 self._take()
+                self._watch()
                 self.cpu_s = time.thread_time()
                 self._stop.wait(jittered(self.poll_s, self._generator))
         except LpvitEdgeError as error:  # a thread has nobody to raise to; see check()
@@ -146,3 +161,12 @@ class Sampler:
             self._t_ns[slot] = sample.t_ns
             self._power_mw[slot] = np.nan if sample.total_mw is None else sample.total_mw
             self._count += 1
+
+    def _watch(self) -> None:
+        if self._watch_s is None:
+            return
+        now_ns = time.monotonic_ns()
+        if self._conditions and now_ns - self._conditions[-1][0] < self._watch_s * 1e9:
+            return
+        with self._lock:
+            self._conditions.append((now_ns, self._source.conditions()))

@@ -13,7 +13,7 @@ from typing import IO
 from lpvit_edge.errors import EnvironmentUnfitError
 from lpvit_profilers.base import Conditions, PowerSample, Quality, SourceInfo
 from lpvit_profilers.tegrastats import TegrastatsLine, parse_line
-from lpvit_profilers.totals import THOR_MODULE, TotalRule, total_rule
+from lpvit_profilers.totals import THOR_MODULE, TotalRule, total_rule, why_no_total
 
 # Shorter intervals are not known to work on every release.
 SHORTEST_INTERVAL_MS = 100
@@ -120,7 +120,10 @@ class TegrastatsSource:
             return False
         self._restarts_left -= 1
         self._reader.stop()
-        self._reader = self._start()
+        try:
+            self._reader = self._start()
+        except EnvironmentUnfitError:  # it was there a moment ago; the caller says that it ended
+            return False
         return True
 
 
@@ -221,5 +224,5 @@ def _sample_of(t_ns: int, line: TegrastatsLine, rule: TotalRule) -> PowerSample:
         total_mw=total_mw,
         quality="unavailable" if total_mw is None else quality,
         module_mw=THOR_MODULE.total_mw(line.rails_mw) if "VIN" in line.rails_mw else None,
-        reason=None if total_mw is not None else f"the line lacks {rule.text}",
+        reason=why_no_total(rule, is_suspect=line.suspect, has_total=total_mw is not None),
     )

@@ -61,6 +61,21 @@ def total_rule(labels: Iterable[str]) -> TotalRule | None:
     return next((rule for rule in _RULES if present.issuperset(rule.rails)), None)
 
 
+def why_suspect(rule: TotalRule) -> str:
+    """What to say of readings that contradict each other."""
+    return (
+        f"the rails contradict {rule.text}; the labels may be swapped on this carrier, or the "
+        "sensor has not measured yet"
+    )
+
+
+def why_no_total(rule: TotalRule, *, is_suspect: bool, has_total: bool) -> str | None:
+    """The reason that goes with the sample of one line of tegrastats, None for a good one."""
+    if not has_total:
+        return f"the line lacks {rule.text}"
+    return why_suspect(rule) if is_suspect else None
+
+
 def is_suspect(
     total_mw: float | None, rails_mw: Mapping[str, float], *, step_mw: float | None = None
 ) -> bool:

@@ -1,0 +1,196 @@
+"""The layer profile: what is measured first, what a short budget leaves out, what is kept."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lpvit_edge import profile as profiling
+from lpvit_edge.device_profile import _checked, _Partial, _reasons
+from lpvit_edge.errors import PruningError
+from lpvit_edge.layer_networks import COPIES, LayerForm
+from lpvit_edge.records import GemmCost, LayerShape, ModelIdentity, PowerNote
+
+
+def shape(name: str, in_features: int, out_features: int) -> LayerShape:
+    return LayerShape(
+        name=name,
+        tokens=10,
+        in_features=in_features,
+        out_features=out_features,
+        activation="none",
+    )
+
+
+SMALL, LARGE, TWIN = shape("small", 64, 64), shape("large", 64, 256), shape("twin", 64, 256)
+LAYERS = (SMALL, LARGE, TWIN)
+IDENTITY = ModelIdentity(name="tiny", weights_sha256="0", image_size=32)
+
+
+def cost(
+    layer: LayerShape, pattern: str = "dense", sparsity: float = 0.0, **changes: Any
+) -> GemmCost:
+    fields: dict[str, Any] = {"latency_ms": 1.0, "spread_ms": 0.0, "stable": True}
+    return GemmCost(
+        tokens=layer.tokens,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        activation=layer.activation,
+        pattern=pattern,
+        sparsity=sparsity,
+        **(fields | changes),
+    )
+
+
+class Stopwatch:
+    """Stands in for measure_form and remembers what it was asked, and for how long."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str, float]] = []
+        self.seconds: list[float] = []
+
+    def __call__(
+        self, form: LayerForm, engine: str, threads: int, seconds: float, sensor: object
+    ) -> GemmCost:
+        self.asked.append((form.shape.out_features, form.pattern, form.sparsity))
+        self.seconds.append(seconds)
+        return cost(form.shape, form.pattern, form.sparsity)
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
+    watch = Stopwatch()
+    monkeypatch.setattr(profiling, "measure_form", watch)
+    return watch
+
+
+def profiled(**changes: Any) -> tuple[GemmCost, ...]:
+    arguments: dict[str, Any] = {"engine": "fake", "threads": 1, "patterns": ("64x1", "64x16")}
+    return profiling.profile_gemms(LAYERS, **(arguments | {"sparsities": (0.5, 1.0)} | changes))
+
+
+REQUIRED = [(256, "dense", 0.0), (64, "dense", 0.0), (256, "64x1", 1.0), (64, "64x1", 1.0)]
+
+
+def test_each_distinct_layer_is_measured_once_the_largest_first(stopwatch: Stopwatch) -> None:
+    profiled()
+    assert stopwatch.asked == [
+        *REQUIRED,
+        (256, "64x1", 0.5),
+        (256, "64x16", 0.5),
+        (256, "64x16", 1.0),
+        (64, "64x1", 0.5),
+        (64, "64x16", 0.5),
+        (64, "64x16", 1.0),
+    ]
+
+
+def test_a_budget_that_has_passed_leaves_only_what_every_prediction_needs(
+    stopwatch: Stopwatch,
+) -> None:
+    costs = profiled(seconds=1e-9)
+    assert stopwatch.asked == REQUIRED
+    assert len(costs) == len(REQUIRED)
+
+
+def test_a_budget_gives_layers_with_more_work_more_of_it(stopwatch: Stopwatch) -> None:
+    profiled(seconds=20.0)
+    large, small = stopwatch.seconds[:2]
+    assert large == pytest.approx(small * 8**0.5)  # two layers of four times the work
+    assert sum(stopwatch.seconds) == pytest.approx(10.0)  # the other half loads networks
+
+
+def test_what_an_interrupted_profile_left_is_not_measured_again(stopwatch: Stopwatch) -> None:
+    seen: list[int] = []
+    kept = (cost(LARGE, latency_ms=7.0), cost(SMALL))
+    costs = profiled(kept=kept, keep=lambda gemms: seen.append(len(gemms)))
+    assert stopwatch.asked[0] == REQUIRED[2]
+    assert costs[0].latency_ms == 7.0
+    assert seen == list(range(3, 11))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "dense"])
+def test_a_pattern_without_a_kernel_is_refused_and_not_timed_as_another(pattern: str) -> None:
+    with pytest.raises(PruningError, match="cannot be timed"):
+        profiled(patterns=("64x1", pattern))
+
+
+def test_the_rest_is_the_emptied_network_without_its_empty_layers() -> None:
+    gemms = (
+        cost(LARGE, latency_ms=3.0),
+        cost(SMALL, latency_ms=1.0),
+        cost(LARGE, "64x1", 1.0, latency_ms=0.25),
+    )
+    emptied_as = {"large": "64x1", "twin": "64x1"}  # "small" stayed dense
+    assert profiling.rest_ms(5.0, LAYERS, gemms, emptied_as) == 5.0 - 2 * 0.25 - 1.0
+    assert profiling.dense_layers_ms(LAYERS, gemms) == 7.0
+
+
+def test_the_rank_correlation_needs_three_layers() -> None:
+    gemms = (cost(LARGE, latency_ms=3.0), cost(SMALL, latency_ms=1.0))
+    in_place = {"large": 4.0, "small": 0.5, "twin": 5.0}
+    # ranks 2.5, 1, 2.5 against 2, 1, 3
+    assert profiling.rank_correlation(in_place, LAYERS, gemms) == pytest.approx(0.75**0.5)
+    del in_place["twin"]
+    assert profiling.rank_correlation(in_place, LAYERS, gemms) is None
+
+
+@pytest.mark.parametrize(
+    ("full_mj", "base_mj", "layer_mj"),
+    [(900.0, 500.0, 10.0 / COPIES), (500.0, 900.0, None), (None, 500.0, None)],
+    ids=["difference", "lost-in-noise", "silent"],
+)
+def test_a_layers_energy_is_a_share_of_the_difference_or_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+    full_mj: float | None,
+    base_mj: float,
+    layer_mj: float | None,
+) -> None:
+    energies = iter((full_mj, base_mj))
+
+    def window(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(energy_mj=next(energies), calls=40)
+
+    monkeypatch.setattr("lpvit_profilers.energy_window.measure_window", window)
+    runs: Any = {"full": lambda: None, "base": lambda: None}
+    sensor: Any = None
+    assert profiling._energy_mj(runs, sensor, sensor) == layer_mj
+
+
+def test_doubts_about_the_energies_are_in_the_profile() -> None:
+    note = PowerNote(source="x", scope="module_input", quality="measured", reason=None)
+    sensor: Any = (SimpleNamespace(was_suspect=True), None)
+    with_energy = cost(SMALL, energy_mj=1.0)
+    found = _checked(note, (with_energy, cost(LARGE)), sensor)
+    assert found.quality == "suspect"
+    assert found.reason is not None
+    assert "no energy for 1 of 2 forms" in found.reason
+    assert _checked(note, (cost(LARGE),), sensor).quality == "unavailable"
+    assert _checked(note, (with_energy,), (SimpleNamespace(was_suspect=False), None)) == note  # type: ignore[arg-type]
+
+
+def test_a_time_of_nothing_is_a_reason_to_distrust_the_profile() -> None:
+    gemms = (cost(LARGE, latency_ms=0.0), cost(LARGE, "64x1", 1.0, latency_ms=0.0))
+    (lost, rest) = _reasons(gemms, drift=0.0, total=1.0, rest=0.0)
+    assert lost.startswith("1 forms took no longer than no layer at all")
+    assert rest.startswith("the emptied network took no longer than its empty layers")
+    assert not list(_reasons((cost(LARGE),), drift=0.0, total=1.0, rest=1.0))
+
+
+def test_costs_of_other_conditions_are_not_taken_over(tmp_path: Path) -> None:
+    def partial(fingerprint: str) -> _Partial:
+        job: Any = SimpleNamespace(
+            path=lambda name: tmp_path / name,
+            model=SimpleNamespace(identity=IDENTITY),
+            engine="fake",
+            threads=1,
+            patterns=("64x1",),
+        )
+        return _Partial(job, fingerprint)
+
+    partial("here").keep((cost(SMALL),))
+    assert partial("here").kept() == (cost(SMALL),)
+    assert partial("elsewhere").kept() == ()
+    partial("here").path.write_text("{")
+    assert partial("here").kept() == ()
