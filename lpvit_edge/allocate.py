@@ -225,9 +225,13 @@ def _total_ms(options: Options, picks: Picks) -> float:
 def by_uniform(options: Options, budget_ms: float) -> Picks:
     """The lowest sparsity that, in one pattern for all layers that gain by it, fits the budget.
 
-    Raises BudgetNotMetError when even the highest sparsity does not.
+    Dense where no pattern gains anywhere and dense fits already. Raises BudgetNotMetError when even
+    the highest sparsity does not fit.
     """
     patterns = sorted({o.pattern for opts in options for o in opts} - {"dense"})
+    all_dense = (0,) * len(options)
+    if not patterns and _total_ms(options, all_dense) <= budget_ms:
+        return all_dense
     fitting = []
     for pattern in patterns:
         for sparsity in SPARSITIES:
