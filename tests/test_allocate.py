@@ -62,6 +62,13 @@ def test_uniform_takes_the_lowest_sparsity_that_fits_or_says_that_none_does() ->
         by_uniform(options, 0.5)
 
 
+def test_uniform_stays_dense_where_no_pattern_gains_and_dense_fits() -> None:
+    options = (layer(), layer())
+    assert by_uniform(options, 2.0) == (0, 0)
+    with pytest.raises(BudgetNotMetError, match="no uniform sparsity"):
+        by_uniform(options, 1.9)
+
+
 def test_latency_between_measured_points_never_rises_with_sparsity() -> None:
     gemms = [
         GemmCost(
