@@ -47,7 +47,7 @@ def optimize(
     images: options.Images = 256,
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
-    patterns: options.Patterns = options.DEFAULT_PATTERNS,
+    patterns: options.Patterns = options.BY_ENGINE,
     allocator: options.Allocator = "milp",
     criterion: options.Criterion = "hessian",
     curve: Annotated[bool, typer.Option(help="Also show accuracy over several budgets.")] = True,
@@ -92,9 +92,13 @@ def profile(
     weights: options.Weights = None,
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
-    patterns: options.Patterns = options.DEFAULT_PATTERNS,
+    patterns: options.Patterns = options.BY_ENGINE,
     budget: Annotated[
         str | None, typer.Option(help="Time for the layer forms: 90s, 5m. Largest layers first.")
+    ] = None,
+    tdp_w: Annotated[
+        float | None,
+        typer.Option(help="Processor's TDP in watts: estimate energies where no sensor is.", min=1),
     ] = None,
 ) -> None:
     """Measure what every form of every layer costs on this device: device_profile.json.
@@ -107,7 +111,7 @@ def profile(
     path = out if out.suffix == ".json" else out / "device_profile.json"
     job = options.job_without_images(model, path.parent, weights, engine, threads, patterns)
     seconds = None if budget is None else seconds_of(budget)
-    record = profile_device(job, seconds=seconds, path=path)
+    record = profile_device(job, seconds=seconds, path=path, tdp_w=tdp_w)
     print(
         f"{path}: {len(record.gemms)} forms, dense {record.dense.median_ms:.3f} ms, sum of parts "
         f"{record.sum_over_measured:.2f} of it, energy {record.power.quality}"
@@ -124,7 +128,7 @@ def sensitivity(
     calibration: options.Calibration = None,
     heldout: options.Heldout = None,
     images: options.Images = 256,
-    patterns: options.Patterns = options.DEFAULT_PATTERNS,
+    patterns: options.Patterns = options.BY_ENGINE,
 ) -> None:
     """Measure how much the output suffers from pruning each layer: sensitivity.json.
 

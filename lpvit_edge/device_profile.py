@@ -34,11 +34,13 @@ def profile_device(
     seconds: float | None = None,
     network_seconds: float = 4.0,
     path: Path | None = None,
+    tdp_w: float | None = None,
 ) -> DeviceProfile:
     """Measure this device on every form of every layer, and on the whole dense network.
 
     `seconds` bounds the layer forms, see lpvit_edge.profile; `path` is where the profile goes, by
-    default device_profile.json in the job's folder. An interrupted profile leaves
+    default device_profile.json in the job's folder; `tdp_w` allows estimated energies where there
+    is no sensor. An interrupted profile leaves
     device_profile.partial.json there, from which the next call goes on.
     """
     from lpvit_edge.check import latency_record
@@ -48,7 +50,7 @@ def profile_device(
     partial = _Partial(job, fingerprint(identity))
     dense_onnx = job.path("dense.onnx")
     export_model(job, job.model.module, {}, dense_onnx)
-    with _sensor() as (sensor, power):
+    with _sensor(tdp_w) as (sensor, power):
         gemms = profiling.profile_gemms(
             job.walk.layers,
             engine=job.engine,
@@ -136,13 +138,22 @@ class _Partial:
 
 
 @contextmanager
-def _sensor() -> "Iterator[tuple[tuple[Sampler, SourceInfo] | None, PowerNote]]":
-    """The best power sensor of this machine, sampling, or None; and what to say about it."""
+def _sensor(
+    tdp_w: float | None,
+) -> "Iterator[tuple[tuple[Sampler, SourceInfo] | None, PowerNote]]":
+    """The best power sensor of this machine, sampling, or None; and what to say about it.
+
+    Only without a sensor, and only with a stated TDP, a model takes its place; its energies are
+    marked "estimated".
+    """
     from lpvit_profilers.base import opened
     from lpvit_profilers.detect import default_source, detect, why_none
+    from lpvit_profilers.estimate import EstimatedSource
     from lpvit_profilers.sampler import Sampler
 
     source = default_source()
+    if source is None and tdp_w is not None:
+        source = EstimatedSource(tdp_w=tdp_w)
     if source is None:
         reason = (
             f"no power sensor can be read here ({why_none(detect())}); the profile carries latency "

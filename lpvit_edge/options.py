@@ -30,7 +30,8 @@ Threads: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Threads of the engine; 0: all that this process may use.")
 ]
 Patterns: TypeAlias = Annotated[
-    str, typer.Option(help="Patterns to choose from, output rows x input columns, by comma.")
+    str,
+    typer.Option(help="Patterns, output rows x input columns, by comma; menu: the engine's own."),
 ]
 Target: TypeAlias = Annotated[
     str, typer.Option(help="Latency to reach: 0.5x of the dense engine, or 12ms.")
@@ -43,9 +44,10 @@ Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout instead of a table.")
 ]
 
-# What an ordinary processor is asked first: one input column by 64 output rows runs as fast there
-# as 64 by 64 and costs almost no accuracy. A GPU needs a menu of its own.
-DEFAULT_PATTERNS = "64x1,64x16,32x32"
+# Which patterns a device is asked for belongs to the device. On a processor one input column by 64
+# output rows runs as fast as 64 by 64 and costs almost no accuracy; GPU kernels need 16 columns.
+PATTERN_MENUS = {"openvino": ("64x1", "32x4", "64x16", "32x32"), "fake": ("64x1", "64x16")}
+BY_ENGINE = "menu"  # what --patterns is when the engine's own menu is meant
 
 
 def job(
@@ -75,7 +77,7 @@ def job(
         images=images,
         engine=engine,
         threads=threads or available_threads(),
-        patterns=tuple(patterns.split(",")),
+        patterns=_patterns(patterns, engine),
     )
 
 
@@ -94,8 +96,14 @@ def job_without_images(
         folder,
         engine=engine,
         threads=threads or available_threads(),
-        patterns=tuple(patterns.split(",")),
+        patterns=_patterns(patterns, engine),
     )
+
+
+def _patterns(text: str, engine: str) -> tuple[str, ...]:
+    if text == BY_ENGINE:
+        return PATTERN_MENUS.get(engine, PATTERN_MENUS["openvino"])
+    return tuple(text.split(","))
 
 
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
