@@ -38,8 +38,12 @@ def why_no_energy(found: "Sequence[Detected]") -> str:
     """What keeps the sensors that exist from being read, or that there are none."""
     from lpvit_profilers.detect import why_none
 
-    refusing = [d for d in found if not d.usable and not d.reason.startswith(_ABSENT)]
+    refusing = [d for d in found if not d.usable and not _is_absent(d.reason)]
     return why_none(refusing) or "no power sensor on this machine"
+
+
+def _is_absent(reason: str) -> bool:
+    return reason.startswith(_ABSENT) and "permission" not in reason.lower()
 
 
 def unavailable(reason: str) -> Energy:

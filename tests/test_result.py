@@ -247,3 +247,11 @@ def test_a_sensor_that_opens_and_reads_nothing_is_named() -> None:
         Detected(name="nvml", usable=False, reason="it reads exactly 0 mW"),
     )
     assert why_no_energy(found) == "nvml: it reads exactly 0 mW"
+
+
+def test_a_gpu_that_forbids_is_not_a_gpu_that_is_not_there() -> None:
+    def nvml(error: str) -> tuple[Detected, ...]:
+        return (Detected(name="nvml", usable=False, reason=f"NVML finds no GPU 0: {error}"),)
+
+    assert why_no_energy(nvml("Driver Not Loaded")) == "no power sensor on this machine"
+    assert why_no_energy(nvml("Insufficient Permissions")).endswith("Insufficient Permissions")
