@@ -1,11 +1,12 @@
 """Energy per image of engines, when this machine has a sensor that can be believed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lpvit_edge.records import Energy
 
 if TYPE_CHECKING:
+    from lpvit_profilers.detect import Detected
     from lpvit_profilers.energy_records import EnergyMeasurement
 
 
@@ -15,17 +16,34 @@ def energies(runs: Mapping[str, Callable[[], object]], *, window_s: float) -> di
     Without a sensor every entry is None with the reason. An estimate is never taken.
     """
     from lpvit_profilers.base import opened
-    from lpvit_profilers.detect import default_source
+    from lpvit_profilers.detect import default_source, detect
     from lpvit_profilers.energy import measure_energy
 
     source = default_source()
     if source is None:
-        return dict.fromkeys(runs, unavailable("no power sensor on this machine"))
+        return dict.fromkeys(runs, unavailable(why_no_energy(detect())))
     with opened(source) as sensor:
         return {
             name: _record(measure_energy(run, sensor, window_s=window_s))
             for name, run in runs.items()
         }
+
+
+# How the reasons of lpvit_profilers.detect begin where there is nothing to read. Any other reason
+# comes from a sensor that is there and refuses (no permission, no total, contradictions).
+_ABSENT = ("no ", "this is not a Jetson", "cannot import pynvml", "NVML finds no GPU", "off; ")
+
+
+def why_no_energy(found: "Sequence[Detected]") -> str:
+    """What keeps the sensors that exist from being read, or that there are none."""
+    from lpvit_profilers.detect import why_none
+
+    refusing = [d for d in found if not d.usable and not _is_absent(d.reason)]
+    return why_none(refusing) or "no power sensor on this machine"
+
+
+def _is_absent(reason: str) -> bool:
+    return reason.startswith(_ABSENT) and "permission" not in reason.lower()
 
 
 def unavailable(reason: str) -> Energy:

@@ -2,12 +2,20 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from lpvit_edge.errors import FileFormatError
-from lpvit_edge.records import Allocation, Check, DeviceProfile, EngineCheck, ExportLog
+from lpvit_edge.records import (
+    Allocation,
+    Check,
+    Choice,
+    DeviceProfile,
+    EngineCheck,
+    ExportLog,
+    ModelIdentity,
+)
 
 SCHEMA = "lpvit.optimize/1"
 
@@ -27,11 +35,16 @@ def document(
     export: ExportLog,
     check: Check,
     *,
+    target: str,
     target_ms: float,
     curve: tuple[CurvePoint, ...],
     report: str,
 ) -> dict[str, Any]:
-    """One JSON document; accuracy and drop are fractions, missing numbers None with a reason."""
+    """One JSON document; accuracy and drop are fractions, missing numbers None with a reason.
+
+    `target` is what the user asked for ("0.5x", "12ms"), `target_ms` the same in milliseconds of
+    the profile.
+    """
     measured = check.sparse.latency.median_ms
     return {
         "schema": SCHEMA,
@@ -43,8 +56,9 @@ def document(
         "dense": _side(check.dense),
         "sparse": _side(check.sparse),
         "speedup": check.speedup,
+        "target": target,
         "target_latency_ms": target_ms,
-        "target_met": target_met(check, profile, target_ms),
+        "target_met": target_met(check, profile, target_ms, is_share=is_share(target)),
         "predicted_latency_ms": check.predicted_latency_ms,
         "prediction_error": check.predicted_latency_ms / measured - 1.0,
         "accuracy_drop": check.accuracy_drop,
@@ -66,18 +80,81 @@ def document(
 TARGET_TOLERANCE = 0.05
 
 
-def target_met(check: Check, profile: DeviceProfile, target_ms: float) -> bool:
-    """Whether the sparse engine keeps the target, measured beside the dense one.
+def is_share(target: str) -> bool:
+    """Whether a target is a share of the dense latency ("0.5x") and not a time ("12ms")."""
+    return target.strip().endswith("x")
 
-    The target was set against the profile's dense latency; the machine may run faster or slower
-    now, so the ratio to the dense engine of the same run is what counts.
+
+def target_met(check: Check, profile: DeviceProfile, target_ms: float, *, is_share: bool) -> bool:
+    """Whether the sparse engine keeps the target, within TARGET_TOLERANCE.
+
+    A time is compared with the measured median itself. A share was turned into milliseconds by
+    the profile's dense latency, and the machine may run faster or slower now: there the ratio to
+    the dense engine of the same run is what counts.
     """
-    share = check.sparse.latency.median_ms / check.dense.latency.median_ms
-    return share <= target_ms / profile.dense.median_ms * (1.0 + TARGET_TOLERANCE)
+    measured_ms = check.sparse.latency.median_ms
+    limit = 1.0 + TARGET_TOLERANCE
+    if not is_share:
+        return measured_ms <= target_ms * limit
+    share = measured_ms / check.dense.latency.median_ms
+    return share <= target_ms / profile.dense.median_ms * limit
+
+
+_Positive = Annotated[float, msgspec.Meta(gt=0.0)]
+
+
+class _Side(msgspec.Struct, frozen=True, kw_only=True):
+    latency_ms: _Positive
+    latency_p99_ms: _Positive
+    latency_spread_ms: float
+    latency_stable: bool
+    latency_reasons: tuple[str, ...]
+    throughput_per_s: _Positive
+    accuracy: float | None
+    accuracy_ci95: tuple[float | None, float | None]
+    images: int
+    weight_bytes: int
+    energy_per_image_mj: float | None
+    energy_ci95_mj: float | None
+    energy_source: str | None
+    energy_scope: str | None
+    energy_quality: str
+    energy_reason: str | None
+    mean_power_mw: float | None
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys that the table and the report read; a document may hold more."""
+
+    model: ModelIdentity
+    engine: str
+    threads: int
+    precision: str
+    batch: int
+    dense: _Side
+    sparse: _Side
+    speedup: _Positive
+    target: str
+    target_latency_ms: _Positive
+    target_met: bool
+    predicted_latency_ms: float
+    prediction_error: float
+    accuracy_drop: float | None
+    agreement: float
+    accuracy_curve: tuple[CurvePoint, ...]
+    layers: Annotated[tuple[Choice, ...], msgspec.Meta(min_length=1)]
+    sum_of_parts_over_measured_dense: float
+    profile_reasons: tuple[str, ...]
+    onnxruntime_relative_error: float
+    engine_relative_error: float
+    skipped_images: tuple[str, ...]
+    device: dict[str, Any]
+    fingerprint: str
+    report: str
 
 
 def load_document(path: Path) -> dict[str, Any]:
-    """Read optimize.json. Raises FileFormatError when it is no such document."""
+    """Read optimize.json. Raises FileFormatError, naming the key, when it is no such document."""
     try:
         content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (FileNotFoundError, msgspec.DecodeError) as error:
@@ -86,6 +163,13 @@ def load_document(path: Path) -> dict[str, Any]:
         raise FileFormatError(
             f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA}"
         )
+    try:
+        msgspec.convert(content, _Document)
+    except msgspec.ValidationError as error:
+        raise FileFormatError(
+            f"{path}: {error}; it is cut or of an older version; write it anew with "
+            "lpvit optimize --resume"
+        ) from error
     return content
 
 
@@ -103,8 +187,12 @@ def _side(side: EngineCheck) -> dict[str, Any]:
         "images": side.images,
         "weight_bytes": side.weight_bytes,
         "energy_per_image_mj": side.energy.per_image_mj,
+        "energy_ci95_mj": side.energy.ci95_mj,
+        "energy_source": side.energy.source,
+        "energy_scope": side.energy.scope,
         "energy_quality": side.energy.quality,
         "energy_reason": side.energy.reason,
+        "mean_power_mw": side.energy.mean_power_mw,
     }
 
 
