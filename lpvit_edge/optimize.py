@@ -98,7 +98,7 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         fits=lambda found: found.onnx_sha256 == export.onnx_sha256,
     )
     curve = _once(job, "curve.json", Curve, lambda: budget_curve(job, profile, curves, goal))
-    return finish(job, profile, allocation, export, check, curve, target_ms=target_ms)
+    return finish(job, goal, profile, allocation, export, check, curve, target_ms=target_ms)
 
 
 def _once(
@@ -238,6 +238,7 @@ def _evaluated(job: Job, model: "nn.Module", share: float, latency_ms: float) ->
 
 def finish(
     job: Job,
+    goal: Goal,
     profile: DeviceProfile,
     allocation: Allocation,
     export: ExportLog,
@@ -254,6 +255,7 @@ def finish(
         allocation,
         export,
         check,
+        target=goal.target_latency,
         target_ms=target_ms,
         curve=curve.points,
         report=str(job.path("report.html")),
