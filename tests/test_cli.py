@@ -1,9 +1,149 @@
+"""The command line as a user meets it: another process, its two streams and its exit code."""
+
+import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from lpvit_edge.cli import app
+from tests.test_boundaries import HEAVY
+
+ROOT = Path(__file__).parent.parent
+VERBS = (
+    "optimize", "profile", "sensitivity", "allocate", "prune", "build", "check", "report",
+    "doctor", "power",
+)  # fmt: skip
+RUN = "from lpvit_edge.cli import main\nsys.exit(main())\n"
+WITHOUT_OPTIONAL_LIBRARIES = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sorted(HEAVY)!r}:
+            raise ImportError(f"{{name}} is not installed")
+sys.meta_path.insert(0, Absent())
+"""
+# The short times keep the run to seconds. milp, the default, leaves every layer dense where none
+# gains, so that a busy machine meets a generous target too; uniform would refuse.
+WITH_SHORT_MEASUREMENTS = """
+import functools, sys
+from lpvit_edge import run_folder
+run_folder.Goal = functools.partial(
+    run_folder.Goal, profile_seconds=1.0, network_seconds=0.02, check_seconds=0.05
+)
+"""
+
+
+def lpvit(*arguments: str | Path, setup: str = "import sys\n") -> subprocess.CompletedProcess[str]:
+    """Run one command in a process of its own, with lines wide enough not to be wrapped."""
+    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "engines", "profilers")),
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", setup + RUN, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def assert_refused(
+    done: subprocess.CompletedProcess[str], *, code: int, message: str, lines: int = 1
+) -> None:
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == lines, done.stderr
+    assert done.stderr.startswith("lpvit: ")
+    assert message in done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a whole run with --json, and what it printed on stdout."""
+    pytest.importorskip("openvino")
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = lpvit(
+        "optimize", tiny_project / "model.toml", "--out", folder, "--target-latency", "50x",
+        "--images", "24", "--threads", "1", "--patterns", "64x1,16x16",
+        "--no-curve", "--json", setup=WITH_SHORT_MEASUREMENTS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_verbs_are_those_listed_here() -> None:
+    assert set(typer.main.get_command(app).commands) == set(VERBS)  # type: ignore[attr-defined]
 
 
 def test_help_lists_the_verbs_without_any_optional_library() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lpvit_edge", "--help"], capture_output=True, text=True, check=True
-    )
+    done = lpvit("--help", setup=WITHOUT_OPTIONAL_LIBRARIES)
+    assert done.returncode == 0, done.stderr
     assert "Measure this device" in done.stdout
+    for verb in VERBS:
+        assert re.search(rf"^\W*{verb}\s+\w", done.stdout, flags=re.MULTILINE), verb
+
+
+def test_the_wrapper_does_hide_the_optional_libraries() -> None:
+    done = lpvit(setup=f"{WITHOUT_OPTIONAL_LIBRARIES}import torch.nn\n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ImportError: torch is not installed"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_shows_an_example_without_any_optional_library(verb: str) -> None:
+    done = lpvit(verb, "--help", setup=WITHOUT_OPTIONAL_LIBRARIES)
+    assert done.returncode == 0, done.stderr
+    assert f"Example: lpvit {verb} " in done.stdout
+
+
+def test_json_prints_one_document_and_it_is_optimize_json(run: tuple[Path, str]) -> None:
+    folder, printed = run
+    document = json.loads(printed)  # refuses anything before or after the document
+    assert document["schema"] == "lpvit.optimize/1"
+    assert document == json.loads((folder / "optimize.json").read_text(encoding="utf-8"))
+
+
+def test_an_unreachable_target_ends_in_4_and_says_what_is_reachable(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    before = (folder / "allocation.json").read_bytes()
+    done = lpvit("allocate", folder, "--target-latency", "0.001x")
+    assert_refused(done, code=4, message="ms is the best that is reachable")
+    assert (folder / "allocation.json").read_bytes() == before
+
+
+def test_an_unknown_allocator_ends_in_2_and_names_the_known(run: tuple[Path, str]) -> None:
+    done = lpvit("allocate", run[0], "--allocator", "magic")
+    assert_refused(done, code=2, message="'magic'; choose one of milp, slope, uniform")
+
+
+def test_optimize_refuses_an_unknown_allocator_before_it_makes_anything(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    done = lpvit(
+        "optimize", tiny_project / "model.toml", "--out", folder, "--allocator", "magic",
+        setup=WITH_SHORT_MEASUREMENTS,
+    )  # fmt: skip
+    assert_refused(done, code=2, message="'magic'; choose one of milp, slope, uniform")
+    assert not (folder / "run.json").exists()
+
+
+def test_a_missing_model_file_ends_in_1_with_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    missing = tmp_path / "absent.toml"
+    done = lpvit("optimize", missing, "--out", tmp_path / "run")
+    assert_refused(done, code=1, message=str(missing))
+
+
+def test_a_missing_record_ends_in_1_with_one_line(tmp_path: Path) -> None:
+    done = lpvit("allocate", tmp_path)
+    assert_refused(done, code=1, message=str(tmp_path / "device_profile.json"))
