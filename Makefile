@@ -24,7 +24,7 @@ $(DATA)/.ready: $(wildcard examples/factory_line/*.py) | setup
 	touch $@
 
 demo: setup $(DATA)/.ready
-	$(BIN)/lpvit optimize examples/factory_line/model.toml --target-latency 0.5x --out runs/demo --overwrite
+	$(BIN)/lpvit optimize examples/factory_line/model.toml --target-latency 0.6x --out runs/demo --overwrite
 
 lint: setup
 	$(BIN)/ruff format --check .

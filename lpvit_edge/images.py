@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Resize the short side, crop the centre, scale to 0..1, normalize per channel (RGB)."""
 
-    image_size: int
+    image_size: Annotated[int, msgspec.Meta(ge=1)]
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[_Positive, _Positive, _Positive] = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bicubic"
-    crop_fraction: float = 1.0
+    crop_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
 
 
 class ImageFolder(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +60,11 @@ def scan_folder(folder: Path, *, labels: tuple[str, ...] | None) -> ImageFolder:
     pairs = [(path, order.index(name)) for name in classes for path in _images_in(folder / name)]
     paths = _some([path for path, _ in pairs], folder)
     return ImageFolder(folder=folder, paths=paths, targets=tuple(target for _, target in pairs))
+
+
+def class_names(folder: Path) -> tuple[str, ...] | None:
+    """Names of a folder's class folders, sorted; None when it has none."""
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir())) or None
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -114,12 +122,24 @@ def read_image(path: Path, preprocess: Preprocess) -> "NDArray[np.float32]":
     pillow = require("PIL.Image")
     try:
         with pillow.open(path) as image:
-            pixels = _resize(image.convert("RGB"), preprocess)
+            pixels = _resize(_eight_bit(image).convert("RGB"), preprocess)
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error})") from error
     mean, std = (np.asarray(values, np.float32) for values in (preprocess.mean, preprocess.std))
     scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _eight_bit(image: Any) -> Any:
+    """16-bit grey scaled to 8 bit: Pillow would cut it off at 255. ValueError for other depths."""
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        grey = np.asarray(image, np.float32) / 257.0
+        return Image.fromarray(grey.round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode!r}, more than 16 bits a pixel; save it with 8 or 16")
+    return image
 
 
 def _resize(image: "object", preprocess: Preprocess) -> "NDArray[np.uint8]":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lpvit_edge.errors import DataError
-from lpvit_edge.images import ImageFolder, overlap, scan_folder, take
+from lpvit_edge.images import ImageFolder, class_names, overlap, scan_folder, take
 from lpvit_edge.pattern import parse_pattern
 
 if TYPE_CHECKING:
@@ -49,14 +49,19 @@ def prepare(
     folders are not the model's classes.
     """
     from lpvit_edge.layers import walk
+    from lpvit_edge.prune import refuse_few_images
 
     for pattern in patterns:
         parse_pattern(pattern)
-    calibration_images = scan_folder(_given(calibration, "calibration"), labels=model.labels)
     heldout_images = scan_folder(_given(heldout, "heldout"), labels=model.labels)
+    # Without labels in the model file the held-out folders name the classes, for both sets:
+    # a calibration set that lacks a class must not shift the others.
+    labels = model.labels or class_names(heldout_images.folder)
+    calibration_images = scan_folder(_given(calibration, "calibration"), labels=labels)
     walked = walk(model.module, image_size=model.preprocess.image_size)
     _refuse_wrong_classes(model, heldout_images)
     chosen = take(calibration_images, images)
+    refuse_few_images(walked.layers, len(chosen.paths))
     shared = overlap(chosen, heldout_images)
     if shared:
         raise DataError(

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,13 +42,19 @@ def walk(model: nn.Module, *, image_size: int) -> Walk:
     """Run one image and two through the model and see what its linear layers receive.
 
     A layer is prunable when it lies in a list of blocks (`blocks.3...`); in a model without
-    such a list, every linear but the last. Layers whose rows do not grow with the batch work on
-    tables, not on the image, and are left out; so are those that never run.
+    such a list, every linear. The one whose output is the model's answer is left out, and so are
+    layers that never run, that run several times an image (they cannot be pruned yet), and whose
+    rows do not grow with the batch (they work on tables, not on the image).
     """
     single = _linear_calls(model, image_size, batch=1)
     double = _linear_calls(model, image_size, batch=2)
-    names = [name for name, calls in single.items() if _rows(double.get(name)) == 2 * _rows(calls)]
-    prunable = [name for name in names if _in_list(name)] or names[:-1]
+    names = [
+        name
+        for name, calls in single.items()
+        if len(calls) == 1 and _rows(double.get(name)) == 2 * _rows(calls)
+    ]
+    names = [name for name in names if name not in _answering(model, image_size, single)]
+    prunable = [name for name in names if _in_list(name)] or names
     if not prunable:
         raise ModelError(
             f"{type(model).__name__} has no prunable linear layer; lpvit prunes nn.Linear modules "
@@ -60,6 +67,24 @@ def walk(model: nn.Module, *, image_size: int) -> Walk:
         for name in prunable
     )
     return Walk(layers=layers, stages=_stages(model, image_size, prunable), gelu_after=gelu_after)
+
+
+def _answering(model: nn.Module, image_size: int, calls: dict[str, list[_Call]]) -> set[str]:
+    """The classifiers: linears with one row for the image and as many outputs as the answer."""
+    with torch.no_grad():
+        answer = model(example_images(image_size, batch=1))
+    if not isinstance(answer, Tensor):
+        raise ModelError(
+            f"{type(model).__name__} returns {type(answer).__name__}, expected one tensor of "
+            "logits (batch, classes); wrap it in a module that returns them"
+        )
+    last = list(calls)[-1:]
+    return {
+        name
+        for name, found in calls.items()
+        if (_rows(found) == 1 and found[0].result.shape[-1] == answer.shape[-1])
+        or (name in last and found[0].result.shape == answer.shape)
+    }
 
 
 def _in_list(name: str) -> bool:
@@ -134,9 +159,10 @@ def _gelu_after(model: nn.Module, image_size: int, layers: list[str]) -> dict[st
         if isinstance(module, nn.GELU) and module.approximate == "none"
     }
     calls = _record(model, image_size, gelus | set(layers), batch=1)
+    shared = {name for name, count in Counter(call.name for call in calls).items() if count > 1}
     by_result = {id(call.result): call.name for call in calls if call.name not in gelus}
     pairs = [(by_result.get(id(call.source)), call.name) for call in calls if call.name in gelus]
-    return {layer: gelu for layer, gelu in pairs if layer is not None}
+    return {layer: gelu for layer, gelu in pairs if layer is not None and gelu not in shared}
 
 
 def _stages(

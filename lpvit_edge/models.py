@@ -17,9 +17,11 @@ A TOML file says everything at once; paths in it are relative to it:
 
 import importlib
 import importlib.util
+import inspect
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +129,22 @@ def _create_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ModelError(f"timm knows no model {name!r}; near it: {', '.join(close) or 'none'}")
-    module: nn.Module = timm.create_model(name, **arguments)
+    try:
+        module: nn.Module = timm.create_model(name, **arguments)
+    except TypeError as error:  # a misspelt key of [model.arguments]
+        raise ModelError(f"timm cannot create {name} with {arguments}: {error}") from error
     return module
 
 
 def _create_from_factory(factory: str, arguments: dict[str, Any], *, folder: Path) -> nn.Module:
     place, _, function_name = factory.partition(":")
     function = _find_function(place, function_name, folder=folder)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ModelError(
+            f"{factory} does not take [model.arguments] {arguments}: {error}"
+        ) from error
     module = function(**arguments)
     if not isinstance(module, nn.Module):
         raise ModelError(f"{factory} returned {type(module).__name__}, expected a torch nn.Module")
@@ -160,7 +171,8 @@ def _find_function(place: str, name: str, *, folder: Path) -> Callable[..., obje
 
 
 def _import_name(name: str) -> Any:
-    return importlib.import_module(name)
+    with _importable(Path()):  # the `lpvit` script does not look in the working directory
+        return importlib.import_module(name)
 
 
 def _import_file(path: Path) -> Any:
@@ -168,8 +180,20 @@ def _import_file(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"{path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    with _importable(path.parent):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let the user's file import its neighbours."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:

@@ -173,12 +173,17 @@ def _refuse_poor_calibration(layers: tuple[LayerShape, ...], images: Tensor) -> 
             f"all {len(images)} calibration images are alike; take images as they come from the "
             "line, of every class"
         )
+    refuse_few_images(layers, len(images))
+
+
+def refuse_few_images(layers: tuple[LayerShape, ...], count: int) -> None:
+    """Raise PruningError when so few images cannot give every Hessian its full rank."""
     neediest = max(layers, key=lambda layer: layer.in_features / layer.tokens)
-    tokens = neediest.tokens * len(images)
+    tokens = neediest.tokens * count
     if tokens < neediest.in_features:
         needed = -(-neediest.in_features // neediest.tokens)
         raise PruningError(
-            f"{neediest.name}: {len(images)} calibration images give {tokens} tokens, fewer than "
+            f"{neediest.name}: {count} calibration images give {tokens} tokens, fewer than "
             f"its {neediest.in_features} inputs; use at least {needed} images, better {8 * needed}"
         )
 

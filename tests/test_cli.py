@@ -73,7 +73,7 @@ def run(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     folder = tmp_path_factory.mktemp("cli") / "run"
     done = lpvit(
         "optimize", tiny_project / "model.toml", "--out", folder, "--target-latency", "50x",
-        "--images", "12", "--threads", "1", "--patterns", "16x16",
+        "--images", "24", "--threads", "1", "--patterns", "64x1,16x16",
         "--no-curve", "--json", setup=WITH_SHORT_MEASUREMENTS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

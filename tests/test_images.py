@@ -54,6 +54,18 @@ def test_a_corrupt_image_is_skipped_and_named(tmp_path: Path) -> None:
     assert "text.jpg: not a readable image" in batch.skipped[1]
 
 
+def test_a_16_bit_image_keeps_its_greys(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 32768, np.uint16)).save(tmp_path / "a.png")
+    pixels = read_image(tmp_path / "a.png", SMALL)
+    assert pixels == pytest.approx(np.full((3, 32, 32), 128 / 127.5 - 1), abs=0.005)
+
+
+def test_an_image_of_32_bits_is_refused_by_its_mode(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a.tiff: not a readable image \(mode 'F'"):
+        read_image(tmp_path / "a.tiff", SMALL)
+
+
 def test_a_folder_of_corrupt_images_only_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
     with pytest.raises(DataError, match="none of 1 files is a readable image"):

@@ -77,6 +77,39 @@ def test_any_module_with_linears_can_be_walked_and_tables_are_left_out() -> None
     assert found.stages == (("", ("first", "second")),)
 
 
+class ListedHead(nn.Module):
+    """A classifier inside a Sequential, one GELU for both blocks, and a layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(48, 48), nn.Linear(48, 48)])
+        self.act, self.twice = nn.GELU(), nn.Linear(48, 48)
+        self.mlp_head = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).reshape(len(x), -1, 48)
+        for block in self.blocks:
+            tokens = self.act(block(tokens))
+        logits: torch.Tensor = self.mlp_head(self.twice(self.twice(tokens)).mean(1))
+        return logits
+
+
+def test_a_classifier_in_a_list_a_shared_gelu_and_a_layer_run_twice_are_left_alone() -> None:
+    found = walk(ListedHead(), image_size=8)
+    assert [shape.name for shape in found.layers] == ["blocks.0", "blocks.1"]
+    assert found.gelu_after == {}
+    assert {shape.activation for shape in found.layers} == {"none"}
+
+
+def test_a_model_that_returns_no_single_tensor_is_refused() -> None:
+    class Two(TwoPaths):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x), None  # type: ignore[return-value]
+
+    with pytest.raises(ModelError, match="Two returns tuple, expected one tensor of logits"):
+        walk(Two(), image_size=8)
+
+
 def test_a_model_without_linears_is_refused() -> None:
     with pytest.raises(ModelError, match="no prunable linear layer"):
         walk(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), image_size=8)

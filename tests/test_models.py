@@ -106,6 +106,35 @@ def test_a_users_own_module_comes_from_a_file_beside_the_toml(tmp_path: Path) ->
     assert load_model(path).preprocess.image_size == 4
 
 
+def test_a_misspelt_argument_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_factory(tmp_path, "net.py:create")
+    text = Path(path).read_text().replace("[model.arguments]", "[model.arguments]\nwidht = 3")
+    Path(path).write_text(text)
+    with pytest.raises(ModelError, match=r"\{'widht': 3\}: .*unexpected keyword argument 'widht'"):
+        load_model(path)
+
+
+def test_a_factory_may_import_its_neighbours_and_hold_dataclasses(tmp_path: Path) -> None:
+    path = write_factory(tmp_path, "net.py:create")
+    (tmp_path / "neighbour_of_net.py").write_text("WIDTH = 8\n")
+    extra = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from neighbour_of_net import WIDTH\n@dataclass\nclass C:\n    x: int = WIDTH\n"
+    )
+    (tmp_path / "net.py").write_text(extra + FACTORY)
+    with pytest.raises(ModelError, match="no such weights file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("line", ["image_size = 0", "std = [0.5, 0.0, 0.5]", "crop_fraction = 0.0"])
+def test_impossible_preprocessing_is_refused(tiny_project: Path, tmp_path: Path, line: str) -> None:
+    key = line.split()[0]
+    kept = [x for x in (tiny_project / "model.toml").read_text().splitlines() if key not in x]
+    (tmp_path / "m.toml").write_text("\n".join([*kept, line]))
+    with pytest.raises(ModelError, match=rf"preprocess.{key}"):
+        load_model(str(tmp_path / "m.toml"))
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("hatchling", reason="building needs hatchling")
 pytest.importorskip("pip", reason="building a wheel needs pip")
 
-from hatch_build import find_compiler, tbb_headers
+from hatch_build import find_compiler, openvino_folder
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = (
@@ -49,7 +49,7 @@ def wheel(checkout: Path) -> Path:
     """The wheel that pip builds, with the compiler and the headers of this machine."""
     try:
         find_compiler()
-        tbb_headers()
+        openvino_folder()
     except RuntimeError as error:
         pytest.skip(str(error))
     command = "-m pip wheel . --no-build-isolation --no-deps --no-index --wheel-dir dist"
