@@ -67,7 +67,8 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
 
 def profiled(**changes: Any) -> tuple[GemmCost, ...]:
     arguments: dict[str, Any] = {"engine": "fake", "threads": 1, "patterns": ("64x1", "64x16")}
-    return profiling.profile_gemms(LAYERS, **(arguments | {"sparsities": (0.5, 1.0)} | changes))
+    arguments |= {"sparsities": (0.5, 1.0), **changes}
+    return profiling.profile_gemms(LAYERS, **arguments)
 
 
 REQUIRED = [(256, "dense", 0.0), (64, "dense", 0.0), (256, "64x1", 1.0), (64, "64x1", 1.0)]
