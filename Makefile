@@ -24,7 +24,9 @@ $(DATA)/.ready: $(wildcard examples/factory_line/*.py) | setup
 	touch $@
 
 demo: setup $(DATA)/.ready
-	$(BIN)/lpvit optimize examples/factory_line/model.toml --target-latency 0.6x --out runs/demo --overwrite
+	# Exit code 4 says that the target was missed by more than 5 %, as a busy machine may: the table
+	# says so too, and the demo has run all the same.
+	$(BIN)/lpvit optimize examples/factory_line/model.toml --target-latency 0.6x --out runs/demo --overwrite || [ $$? -eq 4 ]
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ import msgspec
 
 from lpvit_edge.errors import DataError
 from lpvit_edge.images import ImageFolder, class_names, overlap, scan_folder, take
-from lpvit_edge.pattern import parse_pattern
+from lpvit_edge.pattern import refuse_unrunnable
 
 if TYPE_CHECKING:
     from lpvit_edge.layers import Walk
@@ -51,8 +51,7 @@ def prepare(
     from lpvit_edge.layers import walk
     from lpvit_edge.prune import refuse_few_images
 
-    for pattern in patterns:
-        parse_pattern(pattern)
+    refuse_unrunnable(patterns)
     heldout_images = scan_folder(_given(heldout, "heldout"), labels=model.labels)
     # Without labels in the model file the held-out folders name the classes, for both sets:
     # a calibration set that lacks a class must not shift the others.
@@ -86,8 +85,7 @@ def prepare_without_images(
     """Walk the model only: all that measuring the device needs."""
     from lpvit_edge.layers import walk
 
-    for pattern in patterns:
-        parse_pattern(pattern)
+    refuse_unrunnable(patterns)
     none = ImageFolder(folder=folder, paths=(), targets=None)
     return Job(
         model=model,

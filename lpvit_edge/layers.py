@@ -53,7 +53,8 @@ def walk(model: nn.Module, *, image_size: int) -> Walk:
         for name, calls in single.items()
         if len(calls) == 1 and _rows(double.get(name)) == 2 * _rows(calls)
     ]
-    names = [name for name in names if name not in _answering(model, image_size, single)]
+    answering = _answering(model, image_size, single)
+    names = [name for name in names if name not in answering]
     prunable = [name for name in names if _in_list(name)] or names
     if not prunable:
         raise ModelError(
@@ -70,7 +71,7 @@ def walk(model: nn.Module, *, image_size: int) -> Walk:
 
 
 def _answering(model: nn.Module, image_size: int, calls: dict[str, list[_Call]]) -> set[str]:
-    """The classifiers: linears with one row for the image and as many outputs as the answer."""
+    """The classifiers: the last linears that run and give what looks like the answer."""
     with torch.no_grad():
         answer = model(example_images(image_size, batch=1))
     if not isinstance(answer, Tensor):
@@ -78,12 +79,12 @@ def _answering(model: nn.Module, image_size: int, calls: dict[str, list[_Call]])
             f"{type(model).__name__} returns {type(answer).__name__}, expected one tensor of "
             "logits (batch, classes); wrap it in a module that returns them"
         )
-    last = list(calls)[-1:]
+    backwards = reversed(list(calls.items()))
     return {
         name
-        for name, found in calls.items()
-        if (_rows(found) == 1 and found[0].result.shape[-1] == answer.shape[-1])
-        or (name in last and found[0].result.shape == answer.shape)
+        for name, _ in itertools.takewhile(
+            lambda item: item[1][0].result.shape == answer.shape, backwards
+        )
     }
 
 

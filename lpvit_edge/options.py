@@ -103,7 +103,7 @@ def job_without_images(
 def _patterns(text: str, engine: str) -> tuple[str, ...]:
     if text == BY_ENGINE:
         return PATTERN_MENUS.get(engine, PATTERN_MENUS["openvino"])
-    return tuple(text.split(","))
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:

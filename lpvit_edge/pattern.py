@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from lpvit_edge.errors import PruningError
+from lpvit_edge.errors import PruningError, UnknownOptionError
 
 _BLOCK = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 
@@ -32,6 +32,16 @@ class Pattern(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DENSE = Pattern(kind="dense")
+
+
+def refuse_unrunnable(patterns: tuple[str, ...]) -> None:
+    """Raise UnknownOptionError for a pattern that no engine here has a kernel for."""
+    for text in patterns:
+        if parse_pattern(text).kind != "block":
+            raise UnknownOptionError(
+                f"--patterns {text!r}: only blocks such as 64x1 have a kernel in this engine; a "
+                "layer that gains from none is left dense by itself"
+            )
 
 
 def parse_pattern(text: str) -> Pattern:

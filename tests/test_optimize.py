@@ -20,6 +20,8 @@ from lpvit_edge.errors import (
     DeviceMismatchError,
     FileFormatError,
     MismatchError,
+    PruningError,
+    UnknownOptionError,
 )
 from lpvit_edge.job import Job, prepare
 from lpvit_edge.models import load_model
@@ -237,6 +239,33 @@ def test_a_budget_that_cannot_be_met_carries_the_best_that_can(
 def test_shared_images_between_the_sets_are_refused(tiny_project: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="calibration images are also held out"):
         make_job(tiny_project, tmp_path, heldout=tiny_project / "calibration")
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "dense"])
+def test_a_pattern_without_a_kernel_is_refused(
+    tiny_project: Path, tmp_path: Path, pattern: str
+) -> None:
+    with pytest.raises(UnknownOptionError, match="only blocks such as 64x1 have a kernel"):
+        make_job(tiny_project, tmp_path, patterns=("64x1", pattern))
+
+
+def test_too_few_images_are_refused_before_anything_is_measured(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PruningError, match="use at least 16 images"):
+        make_job(tiny_project, tmp_path, images=3)
+
+
+def test_without_labels_the_heldout_classes_order_both_sets(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(tiny_project, project)
+    text = (project / "model.toml").read_text()
+    (project / "model.toml").write_text(text.replace('labels = ["bright", "dark", "ok"]', ""))
+    shutil.rmtree(project / "calibration/bright")
+    job = make_job(project, tmp_path / "run", images=16)
+    assert set(job.calibration.targets or ()) == {1, 2}
 
 
 def test_labels_that_do_not_match_the_outputs_are_refused(
