@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lpvit_profilers.base import SourceInfo
+    from lpvit_profilers.latency import LatencyMeasurement
     from lpvit_profilers.sampler import Sampler
 
 # Beyond these the profile says that it may not be trusted.
@@ -49,7 +50,8 @@ def profile_device(
     identity = identify()
     partial = _Partial(job, fingerprint(identity))
     dense_onnx = job.path("dense.onnx")
-    export_model(job, job.model.module, {}, dense_onnx)
+    with working("profile: export the dense network"):
+        export_model(job, job.model.module, {}, dense_onnx)
     with _sensor(tdp_w) as (sensor, power):
         gemms = profiling.profile_gemms(
             job.walk.layers,
@@ -61,22 +63,8 @@ def profile_device(
             keep=partial.keep,
             sensor=sensor,
         )
-    emptied, emptied_as = _emptied(job)
-    with tempfile.TemporaryDirectory() as scratch:
-        emptied_onnx = Path(scratch) / "emptied.onnx"
-        export_model(job, emptied, emptied_as, emptied_onnx)
-        with working("profile: whole networks"):
-            networks = profiling.profile_networks(
-                dense_onnx,
-                emptied_onnx,
-                engine=job.engine,
-                threads=job.threads,
-                seconds=network_seconds,
-            )
-    dense = networks["dense"]
-    names = {name: str(pattern) for name, pattern in emptied_as.items()}
     layers = job.walk.layers
-    rest = profiling.rest_ms(networks["other"].median_ms, layers, gemms, names)
+    dense, rest = _whole_networks(job, dense_onnx, gemms, seconds=network_seconds)
     in_place = profiling.in_place_ms(dense_onnx, layers, engine=job.engine, threads=job.threads)
     drift = _drift(job, gemms)
     total = (rest + profiling.dense_layers_ms(layers, gemms)) / dense.median_ms
@@ -103,6 +91,22 @@ def profile_device(
     files.save(record, path or job.path("device_profile.json"))
     partial.done()
     return record
+
+
+def _whole_networks(
+    job: Job, dense_onnx: Path, gemms: tuple[GemmCost, ...], *, seconds: float
+) -> "tuple[LatencyMeasurement, float]":
+    """The dense network as timed, and the milliseconds of its rest, see lpvit_edge.profile."""
+    emptied, emptied_as = _emptied(job)
+    with tempfile.TemporaryDirectory() as scratch, working("profile: whole networks"):
+        emptied_onnx = Path(scratch) / "emptied.onnx"
+        export_model(job, emptied, emptied_as, emptied_onnx)
+        networks = profiling.profile_networks(
+            dense_onnx, emptied_onnx, engine=job.engine, threads=job.threads, seconds=seconds
+        )
+    names = {name: str(pattern) for name, pattern in emptied_as.items()}
+    emptied_ms = networks["other"].median_ms
+    return networks["dense"], profiling.rest_ms(emptied_ms, job.walk.layers, gemms, names)
 
 
 class _Partial:
