@@ -104,10 +104,12 @@ def take(images: ImageFolder, count: int) -> ImageFolder:
 
 
 def content_sha256(images: ImageFolder) -> str:
-    """One digest of all files, independent of where they lie."""
+    """One digest of all files with their classes, independent of where they lie."""
+    classes = images.targets or (-1,) * len(images.paths)
+    pairs = zip(images.paths, classes, strict=True)
     digest = hashlib.sha256()
-    for name in sorted(sha256_of(path) for path in images.paths):
-        digest.update(name.encode())
+    for entry in sorted(f"{sha256_of(path)} {target}\n" for path, target in pairs):
+        digest.update(entry.encode())
     return digest.hexdigest()
 
 

@@ -116,7 +116,14 @@ def test_images_in_both_sets_are_found_by_content(tmp_path: Path) -> None:
     assert [path.name for path in overlap(b, a)] == ["copy.png"]
 
 
-def test_the_digest_of_a_set_depends_on_content_alone(tmp_path: Path) -> None:
+def test_the_digest_of_a_set_changes_when_an_image_changes_its_class(tmp_path: Path) -> None:
+    write_images(tmp_path, seed=0, per_class=2)
+    before = content_sha256(scan_folder(tmp_path, labels=LABELS))
+    (tmp_path / "ok/000.png").rename(tmp_path / "dark/002.png")
+    assert content_sha256(scan_folder(tmp_path, labels=LABELS)) != before
+
+
+def test_the_digest_of_a_set_does_not_depend_on_its_place(tmp_path: Path) -> None:
     for name in "ab":
         write_images(tmp_path / name, seed=0, per_class=2)
     a, b = (content_sha256(scan_folder(tmp_path / name, labels=LABELS)) for name in "ab")
