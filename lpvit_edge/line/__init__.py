@@ -1,0 +1,1 @@
+"""Behind the camera: from frames to verdicts, recorded and delivered, watched and restarted."""
