@@ -31,8 +31,8 @@ class StageLatency(Part, frozen=True, kw_only=True):
 class FrameRecord(Part, frozen=True, kw_only=True):
     """One frame and what was decided about it.
 
-    `verdict` is "safe" where nothing could be judged (late, overflow, engine error, lost frame), and
-    `reason` says why; `action` is what the machine does with the part.
+    `verdict` is "safe" where nothing could be judged (late, overflow, engine error, lost frame);
+    `reason` says why, and `action` is what the machine does with the part.
     """
 
     number: int  # counts on over restarts; a part has one number and one verdict
