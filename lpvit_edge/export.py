@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lpvit_edge import onnx_nodes
 from lpvit_edge.deps import require
 from lpvit_edge.errors import ModelError
+from lpvit_edge.features import expose_features
 from lpvit_edge.files import replace_atomic
 from lpvit_edge.layers import Walk, example_images
 from lpvit_edge.pattern import Pattern
@@ -60,8 +61,9 @@ def export_onnx(
     """Write `model` to `path`, its layers in `patterns` as sparse nodes, the rest dense.
 
     Every weight of a sparse layer's block that is not all zero is stored. Input "images"
-    (batch, 3, image_size, image_size), output "logits". The file is whole or absent. Raises
-    ModelError when torch cannot export the model.
+    (batch, 3, image_size, image_size), outputs "logits" and, where a linear layer gives them, the
+    "features" (batch, width) that it reads. The file is whole or absent. Raises ModelError when
+    torch cannot export the model.
     """
     replaced = copy.deepcopy(model).eval()
     activations = {layer.name: layer.activation for layer in walk.layers}
@@ -70,6 +72,7 @@ def export_onnx(
             _replace(replaced, name, pattern, activations[name], walk.gelu_after)
     proto = _export(replaced, example_images(image_size, batch=batch))
     _name_nodes_after_layers(proto)
+    expose_features(proto, walk.heads)
     onnx_nodes.finish(proto)
     onnx = require("onnx")
     replace_atomic(path, lambda temporary: onnx.save(proto, temporary))

@@ -29,6 +29,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerShape, ...]
     stages: tuple[tuple[str, tuple[str, ...]], ...]
     gelu_after: dict[str, str]  # layer -> the nn.GELU module that receives its output
+    heads: dict[str, int] = {}  # classifier -> its in_features: what gives the answer
 
 
 class _Call(msgspec.Struct, kw_only=True):
@@ -67,7 +68,14 @@ def walk(model: nn.Module, *, image_size: int) -> Walk:
         _shape(name, modules[name], _rows(single[name]), gelu=name in gelu_after)
         for name in prunable
     )
-    return Walk(layers=layers, stages=_stages(model, image_size, prunable), gelu_after=gelu_after)
+    return Walk(
+        layers=layers,
+        stages=_stages(model, image_size, prunable),
+        gelu_after=gelu_after,
+        heads={
+            name: calls[0].source.shape[-1] for name, calls in single.items() if name in answering
+        },
+    )
 
 
 def _answering(model: nn.Module, image_size: int, calls: dict[str, list[_Call]]) -> set[str]:

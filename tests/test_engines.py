@@ -13,7 +13,7 @@ from tests.native.onnx_models import dense_model
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return dense_model(tmp_path / "dense.onnx")
+    return dense_model(tmp_path / "dense.onnx", features=True)
 
 
 @pytest.fixture(params=engine_names())
@@ -32,6 +32,17 @@ def test_an_engine_gives_one_row_per_image_and_gives_it_away(engine: Engine) -> 
     second = engine.infer(x + 1)
     assert np.array_equal(first, kept)
     assert not np.array_equal(first, second)
+
+
+def test_an_engine_gives_every_output_by_name_and_the_answer_first(engine: Engine) -> None:
+    x = np.random.default_rng(0).standard_normal(engine.input_shape).astype(np.float32)
+    found = engine.infer_all(x)
+    assert tuple(found) == engine.outputs == ("logits", "features")
+    assert np.array_equal(found["logits"], engine.infer(x))
+    assert found["features"] == pytest.approx(x.mean(axis=(2, 3)), abs=1e-6)
+    kept = found["features"].copy()
+    engine.infer_all(x + 1)
+    assert np.array_equal(found["features"], kept)
 
 
 def test_an_engine_names_its_kernels(engine: Engine) -> None:
@@ -53,8 +64,9 @@ def test_an_engine_refuses_another_dtype(engine: Engine) -> None:
 def test_a_closed_engine_says_so_and_closes_twice(engine: Engine) -> None:
     engine.close()
     engine.close()
-    with pytest.raises(EngineError, match="this engine is closed"):
-        engine.infer(np.zeros(engine.input_shape, np.float32))
+    for infer in (engine.infer, engine.infer_all):
+        with pytest.raises(EngineError, match="this engine is closed"):
+            infer(np.zeros(engine.input_shape, np.float32))
 
 
 @pytest.mark.parametrize("name", engine_names())

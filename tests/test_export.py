@@ -145,3 +145,40 @@ def test_sparse_layers_that_share_an_input_stay_different_layers(tmp_path: Path)
         found = engine.infer(x)[0, 0]
     expected = [float(x[0, 0] @ W[0]) - 1.0 for W in weights]  # the bias begins at -1
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("vit", 1), ("deit-distilled", 2), ("swin", 1)])
+def test_the_second_output_is_what_the_classifier_reads(
+    name: str, heads: int, tmp_path: Path
+) -> None:
+    from lpvit_engines import load_engine
+
+    model, walked, size = build(name)
+    assert len(walked.heads) == heads
+    export_onnx(model, walked, {}, tmp_path / "m.onnx", image_size=size)
+    read: list[torch.Tensor] = []
+    for head in walked.heads:
+        model.get_submodule(head).register_forward_hook(lambda _, args, __: read.append(args[0]))
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = model(image)
+    with load_engine("openvino", tmp_path / "m.onnx", threads=1) as engine:
+        found = engine.infer_all(image.numpy())
+    assert found["features"] == pytest.approx(torch.cat(read, 1).numpy(), abs=1e-4)
+    assert found["logits"] == pytest.approx(logits.numpy(), abs=1e-4)
+
+
+def test_a_model_that_no_linear_layer_answers_has_no_second_output(tmp_path: Path) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(48, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.wide(x.flatten(2)[..., :48]).mean(1)[:, :5].softmax(-1)  # type: ignore[no-any-return]
+
+    model = Pooled().eval()
+    walked = walk(model, image_size=8)
+    assert walked.heads == {}
+    export_onnx(model, walked, {}, tmp_path / "m.onnx", image_size=8)
+    assert [output.name for output in onnx.load(tmp_path / "m.onnx").graph.output] == ["logits"]

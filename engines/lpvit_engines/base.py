@@ -16,13 +16,22 @@ class Engine(Protocol):
     name: str
     input_shape: tuple[int, ...]
     """Of the one input, as compiled; -1 where a dimension is open."""
+    outputs: tuple[str, ...]
+    """Names of what infer_all() returns. The first is the answer; a ViT also has "features"."""
 
     def infer(self, x: "NDArray[np.float32]") -> "NDArray[np.float32]":
-        """The model's one output for x, float32 of input_shape. For a ViT: x (batch, 3, height,
-        width), already normalized, gives logits (batch, classes).
+        """The model's answer, its first output, for x, float32 of input_shape. For a ViT: x
+        (batch, 3, height, width), already normalized, gives logits (batch, classes).
 
         Blocks until the device is done. The caller owns the returned array. Raises EngineError
         for another shape or dtype, after close(), and where the backend fails.
+        """
+        ...
+
+    def infer_all(self, x: "NDArray[np.float32]") -> "dict[str, NDArray[np.float32]]":
+        """Every output by its name, in the order of `outputs`, otherwise like infer().
+
+        "features" (batch, width) is the embedding that the classifier reads.
         """
         ...
 

@@ -15,6 +15,7 @@ class FakeEngine:
     """Scores class i of each image with the image's mean plus i, so results are easy to predict."""
 
     name = "fake"
+    outputs: tuple[str, ...] = ("logits", "features")
 
     def __init__(
         self,
@@ -34,13 +35,21 @@ class FakeEngine:
 
     def infer(self, x: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Scores (batch, classes) of x (batch, ...)."""
+        return self.infer_all(x)["logits"]
+
+    def infer_all(self, x: "NDArray[np.float32]") -> "dict[str, NDArray[np.float32]]":
+        """The scores and, as the embedding, each channel's mean (batch, channels)."""
         import numpy as np
 
         from lpvit_engines.inputs import check_input
 
         check_input(x, self.input_shape, is_open=self._is_open)
-        means = x.reshape(x.shape[0], -1).mean(axis=1, keepdims=True)  # (batch, 1)
-        return np.asarray(means + np.arange(self.classes), dtype=np.float32)
+        features = x.reshape(*x.shape[:2], -1).mean(axis=2)  # (batch, channels)
+        logits = features.mean(axis=1, keepdims=True) + np.arange(self.classes)
+        return {
+            "logits": np.asarray(logits, dtype=np.float32),
+            "features": np.asarray(features, dtype=np.float32),
+        }
 
     def kernels(self) -> dict[str, str]:
         """One node, computed by numpy."""

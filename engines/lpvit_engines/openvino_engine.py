@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class OpenVinoEngine:
-    """An ONNX model with one input and one output, compiled by OpenVINO for this processor."""
+    """An ONNX model with one input, compiled by OpenVINO for this processor."""
 
     name = "openvino"
 
@@ -44,15 +44,33 @@ class OpenVinoEngine:
             self._compiled: Any = core.compile_model(model, "CPU", settings(threads))
             self._request: Any = self._compiled.create_infer_request()
         self.input_shape = _shape(self._compiled.inputs[0].partial_shape)
+        self.outputs: tuple[str, ...] = tuple(
+            output.get_any_name() for output in self._compiled.outputs
+        )
         self._is_open = True
 
     def infer(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The model's output for x, float32 of input_shape; see base.Engine.infer."""
+        """The model's answer for x, float32 of input_shape; see base.Engine.infer."""
+        with self._ran(x):
+            return self._output(0)
+
+    def infer_all(self, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Every output for x, by its name; see base.Engine.infer_all."""
+        with self._ran(x):
+            return {name: self._output(index) for index, name in enumerate(self.outputs)}
+
+    @contextmanager
+    def _ran(self, x: NDArray[np.float32]) -> Iterator[None]:
+        """Run the model on x, so that the outputs can be read."""
         check_input(x, self.input_shape, is_open=self._is_open)
         with _vendor_errors(f"cannot run {self.path}", self._nodes):
-            # OpenVINO reads x in place; the output is copied, since the next call overwrites it.
+            # OpenVINO reads x in place.
             self._request.infer({0: np.ascontiguousarray(x)}, share_inputs=True)
-            return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+            yield
+
+    def _output(self, index: int) -> NDArray[np.float32]:
+        """A copy, since the next call overwrites the tensor."""
+        return np.array(self._request.get_output_tensor(index).data, dtype=np.float32)
 
     def kernels(self) -> dict[str, str]:
         """Kernel by node of the compiled graph, as OpenVINO reports it; sparse nodes by their
@@ -97,12 +115,12 @@ def _supported_openvino() -> Any:
 
 
 def _read_model(core: Any, path: Path) -> Any:
-    """The model in `path`, refused unless it has one input and one output."""
+    """The model in `path`, refused unless it has one input and an answer."""
     model = core.read_model(path)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    if len(model.inputs) != 1 or not model.outputs:
         raise EngineError(
             f"{path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; this engine "
-            "takes models with one of each"
+            "takes models with one input, whose first output is the answer"
         )
     return model
 

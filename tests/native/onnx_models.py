@@ -14,19 +14,26 @@ from lpvit_engines.block_sparse import BlockSparseMatrix, reference
 SEED = 3
 
 
-def dense_model(path: Path, *, inputs: int = 1) -> Path:
-    """Means of a (2, 3, 4, 4) image per channel, times a (3, 5) weight."""
+def dense_model(path: Path, *, inputs: int = 1, features: bool = False) -> Path:
+    """Means of a (2, 3, 4, 4) image per channel, times a (3, 5) weight.
+
+    With `features` the means are an output too.
+    """
     weight = np.arange(15, dtype=np.float32).reshape(3, 5)
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0),
         helper.make_node("MatMul", ["means", "w"], ["logits"], name="head"),
     ]
     names = ["x", *(f"unused{i}" for i in range(inputs - 1))]
+    outputs = {"logits": [2, 5]}
+    if features:
+        nodes.append(helper.make_node("Identity", ["means"], ["features"]))
+        outputs["features"] = [2, 3]
     graph = helper.make_graph(
         nodes,
         "dense",
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3, 4, 4]) for n in names],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2, 5])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
         [numpy_helper.from_array(weight, "w")],
     )
     return save(graph, path)
