@@ -122,7 +122,7 @@ def _options(
         latency_at = interpolated_latency(gemms)
         for sparsity in SPARSITIES:
             latency_ms = latency_at(sparsity)
-            if latency_ms < dense_ms:
+            if latency_ms < dense_ms and sparsity <= curve.sparsity[-1]:
                 distortion = float(np.interp(sparsity, curve.sparsity, curve.distortion))
                 yield Option(
                     pattern=pattern,

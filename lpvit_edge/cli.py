@@ -128,6 +128,7 @@ def sensitivity(
     calibration: options.Calibration = None,
     heldout: options.Heldout = None,
     images: options.Images = 256,
+    engine: options.Engine = "openvino",
     patterns: options.Patterns = options.BY_ENGINE,
 ) -> None:
     """Measure how much the output suffers from pruning each layer: sensitivity.json.
@@ -136,7 +137,7 @@ def sensitivity(
     """
     from lpvit_edge import steps
 
-    job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0, patterns)
+    job = options.job(model, out, weights, calibration, heldout, images, engine, 0, patterns)
     record = steps.sensitivity(job)
     print(f"{job.path('sensitivity.json')}: {len(record.curves)} curves, {record.images} images")
 

@@ -51,7 +51,7 @@ def prepare(
     from lpvit_edge.layers import walk
     from lpvit_edge.prune import refuse_few_images
 
-    refuse_unrunnable(patterns)
+    refuse_unrunnable(patterns, engine=engine)
     heldout_images = scan_folder(_given(heldout, "heldout"), labels=model.labels)
     # Without labels in the model file the held-out folders name the classes, for both sets:
     # a calibration set that lacks a class must not shift the others.
@@ -85,7 +85,7 @@ def prepare_without_images(
     """Walk the model only: all that measuring the device needs."""
     from lpvit_edge.layers import walk
 
-    refuse_unrunnable(patterns)
+    refuse_unrunnable(patterns, engine=engine)
     none = ImageFolder(folder=folder, paths=(), targets=None)
     return Job(
         model=model,

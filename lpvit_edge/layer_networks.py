@@ -7,7 +7,7 @@ import numpy as np
 
 from lpvit_edge import onnx_nodes
 from lpvit_edge.errors import PruningError
-from lpvit_edge.pattern import Pattern, parse_pattern
+from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern, parse_pattern
 from lpvit_edge.records import LayerShape
 
 COPIES = 4
@@ -33,7 +33,7 @@ def layer_forms(
 ) -> tuple[LayerForm, ...]:
     """Every distinct shape dense, then in its patterns; each group begins with the most work.
 
-    Raises PruningError for a pattern that is not a block pattern.
+    2:4 has one sparsity only. Raises PruningError for the pattern "dense".
     """
     unnamed = [msgspec.structs.replace(layer, name="") for layer in layers]
     dense = [
@@ -49,13 +49,13 @@ def _sparse_forms(
     dense: LayerForm, patterns: tuple[str, ...], sparsities: tuple[float, ...]
 ) -> Iterator[LayerForm]:
     for pattern in patterns:
-        if parse_pattern(pattern).kind != "block":
+        kind = parse_pattern(pattern).kind
+        if kind == "dense":
             raise PruningError(
-                f"pattern {pattern!r} cannot be timed: no engine of this version has a kernel for "
-                "it; name block patterns such as 64x1"
+                "pattern 'dense' is timed without being named; name patterns such as 64x1"
             )
         if parse_pattern(pattern).fits(dense.shape.out_features, dense.shape.in_features):
-            for sparsity in sparsities:
+            for sparsity in sparsities if kind == "block" else (TWO_FOUR_SPARSITY,):
                 yield msgspec.structs.replace(dense, pattern=pattern, sparsity=sparsity)
 
 
@@ -83,8 +83,17 @@ def _random_weight(form: LayerForm, generator: np.random.Generator) -> "onnx_nod
     if form.pattern == "dense":
         return weight
     pattern = parse_pattern(form.pattern)
+    if pattern.kind == "2:4":
+        return weight * _random_two_of_four(size, generator)
     weight *= _random_mask(pattern, size, form.sparsity, generator)
     return BlockSparseMatrix.from_dense(weight, block_rows=pattern.rows, block_cols=pattern.cols)
+
+
+def _random_two_of_four(
+    size: tuple[int, int], generator: np.random.Generator
+) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
+    fours = generator.random((size[0], size[1] // 4, 4))
+    return (fours.argsort(2).argsort(2) < 2).reshape(size)
 
 
 def _random_mask(

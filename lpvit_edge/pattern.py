@@ -32,15 +32,25 @@ class Pattern(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DENSE = Pattern(kind="dense")
+TWO_FOUR_SPARSITY = 0.5
+# Engines with a kernel for 2:4; all others run blocks only.
+_TWO_FOUR_ENGINES = frozenset({"tensorrt"})
 
 
-def refuse_unrunnable(patterns: tuple[str, ...]) -> None:
-    """Raise UnknownOptionError for a pattern that no engine here has a kernel for."""
+def refuse_unrunnable(patterns: tuple[str, ...], *, engine: str) -> None:
+    """Raise UnknownOptionError for a pattern that the engine has no kernel for."""
     for text in patterns:
-        if parse_pattern(text).kind != "block":
+        kind = parse_pattern(text).kind
+        if kind == "dense":
             raise UnknownOptionError(
-                f"--patterns {text!r}: only blocks such as 64x1 have a kernel in this engine; a "
-                "layer that gains from none is left dense by itself"
+                "--patterns 'dense': a layer that gains from no pattern is left dense by itself; "
+                "name blocks such as 64x1"
+            )
+        if kind == "2:4" and engine not in _TWO_FOUR_ENGINES:
+            raise UnknownOptionError(
+                f"--patterns '2:4': engine {engine} has no kernel for it, its zeros would cost as "
+                f"much as weights; name blocks such as 64x1, or --engine "
+                f"{' or '.join(sorted(_TWO_FOUR_ENGINES))}"
             )
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk
-from lpvit_edge.pattern import DENSE, Pattern
+from lpvit_edge.pattern import DENSE, TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.records import LayerShape, PrunedLayer
 from lpvit_edge.repair import (
     Statistics,
+    choose_mask,
     expand,
-    keep_mask,
     normal_equations,
     relative_error,
     removal_costs,
@@ -26,14 +26,14 @@ from lpvit_edge.repair import (
 )
 from lpvit_edge.statistics import layer_inputs, layer_statistics, stage_input, with_bias
 
-Scores = Mapping[str, Tensor]  # layer -> block scores (N / rows, K / cols), small ones go first
+Scores = Mapping[str, Tensor]  # layer -> scores (N / rows, K / cols) of blocks, small ones go first
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
     """What one layer is to become."""
 
     pattern: Pattern = DENSE
-    sparsity: float = 0.0
+    sparsity: float = 0.0  # 2:4 has one only, 0.5
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +131,7 @@ def _solve(
         raise PruningError("selection 'scores' needs a score for every block of this layer")
     else:
         costs = scores[name]
-    mask = keep_mask(costs, sparsity=form.sparsity)
+    mask = choose_mask(costs, pattern, sparsity=form.sparsity)
     if settings.repair:
         return resolve(system, mask, pattern), mask, system.damping
     V = W.double()
@@ -193,10 +193,19 @@ def _refuse_misfits(layers: tuple[LayerShape, ...], forms: Mapping[str, Form]) -
     for name, form in forms.items():
         if name not in shapes:
             raise PruningError(f"{name}: the model has no such prunable layer")
+        if form.pattern.kind == "2:4" and form.sparsity != TWO_FOUR_SPARSITY:
+            raise PruningError(
+                f"{name}: sparsity {form.sparsity} in 2:4, which has one only: {TWO_FOUR_SPARSITY}"
+            )
         shape = shapes[name]
         if not form.pattern.fits(shape.out_features, shape.in_features):
             raise PruningError(
                 f"{name}: {form.pattern} does not divide its weight "
-                f"({shape.out_features} x {shape.in_features}); choose rows dividing "
-                f"{shape.out_features} and columns dividing {shape.in_features}"
+                f"({shape.out_features} x {shape.in_features}); {_way_out(form.pattern, shape)}"
             )
+
+
+def _way_out(pattern: Pattern, shape: LayerShape) -> str:
+    if pattern.kind == "2:4":
+        return f"leave it dense: 2:4 needs inputs by fours, not {shape.in_features}"
+    return f"choose rows dividing {shape.out_features} and columns dividing {shape.in_features}"

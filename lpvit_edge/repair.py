@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lpvit_edge.errors import PruningError
 from lpvit_edge.pattern import Pattern
+from lpvit_edge.two_four import resolve_rows, two_four_costs, two_of_four
 
 
 class Statistics(msgspec.Struct, kw_only=True):
@@ -87,12 +88,15 @@ def removal_costs(
     the objective when block j of block row b goes, the cheaper ones having gone before; along
     that order it never falls, so the k cheapest blocks of a layer are a valid state of the
     elimination. The inverse Hessian is updated after each of `steps` batches, not after each
-    block. `row_weights` (N,) weighs the output rows (None: equally).
+    block. `row_weights` (N,) weighs the output rows (None: equally). For 2:4 see
+    lpvit_edge.two_four.two_four_costs, which takes no steps.
     """
     N, rows = len(V), pattern.rows
-    inverse = torch.cholesky_inverse(cholesky(system.A)).to(torch.float32)
-    weights = torch.ones(N) if row_weights is None else row_weights.to(torch.float32)
-    scaled = V.to(torch.float32) * weights.sqrt()[:, None]
+    full = torch.cholesky_inverse(cholesky(system.A))
+    scaled = V if row_weights is None else V * row_weights.to(V.dtype).sqrt()[:, None]
+    if pattern.kind == "2:4":
+        return two_four_costs(scaled, full, system.free)
+    inverse, scaled = full.to(torch.float32), scaled.to(torch.float32)
     return torch.stack(
         [
             _eliminate(scaled[b : b + rows], inverse, pattern.cols, system.free, steps=steps)
@@ -150,6 +154,11 @@ def _remove(W: Tensor, P: Tensor, gone: Tensor, stay: Tensor, pruned: int) -> tu
     return W[:, stay] - W[:, gone] @ factor, P[stay][:, stay] - cross.T @ factor
 
 
+def choose_mask(costs: Tensor, pattern: Pattern, *, sparsity: float) -> Tensor:
+    """Boolean mask shaped like `costs`: (N / rows, K / cols) for blocks, (N, K) for 2:4."""
+    return two_of_four(costs) if pattern.kind == "2:4" else keep_mask(costs, sparsity=sparsity)
+
+
 def keep_mask(costs: Tensor, *, sparsity: float) -> Tensor:
     """Boolean mask shaped like `costs` that drops the cheapest share of the blocks."""
     dropped = round(sparsity * costs.numel())
@@ -161,9 +170,11 @@ def keep_mask(costs: Tensor, *, sparsity: float) -> Tensor:
 def resolve(system: System, mask: Tensor, pattern: Pattern) -> Tensor:
     """V (N, K) with zeros outside the kept blocks and the rest solved exactly.
 
-    mask (N / rows, free / cols). For each block row with kept columns S (and the constant):
-    V_S = B_S (A_SS)^-1.
+    mask (N / rows, free / cols), for 2:4 (N, free). For each block row with kept columns S (and
+    the constant): V_S = B_S (A_SS)^-1.
     """
+    if pattern.kind == "2:4":
+        return resolve_rows(system.A, system.B, mask)
     V = torch.zeros_like(system.B)
     constant = torch.arange(system.free, len(system.A))
     for row, kept in enumerate(mask):

@@ -11,7 +11,7 @@ blocks in rising order. It assumes that nothing is repaired.
 "hessian" is the layer-wise form tr(G dW A dW^T) with A = E[x x^T] and the diagonal of
 G = E[g g^T], g the loss gradient at the layer's output (the factors of K-FAC, Martens & Grosse
 2015), evaluated along the group-OBS elimination of lpvit_edge.repair, that is after repair. Per
-layer one elimination gives the curve at every sparsity.
+layer one elimination gives the curve at every sparsity. A curve in 2:4 has one point, 0.5.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,12 +24,13 @@ from torch.utils.hooks import RemovableHandle
 
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, hooks
-from lpvit_edge.pattern import Pattern
+from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.progress import track
 from lpvit_edge.prune import block_sums
 from lpvit_edge.records import LayerShape, SensitivityCurve
 from lpvit_edge.repair import Statistics, normal_equations, removal_costs
 from lpvit_edge.statistics import with_bias
+from lpvit_edge.two_four import two_of_four
 
 GRID = tuple(round(0.05 * step, 2) for step in range(20))  # 0.0, 0.05 ... 0.95
 
@@ -144,20 +145,27 @@ def hessian_costs(
     W = with_bias(layer)
     system = normal_equations(W, statistics, damping=damping, free=layer.in_features)
     fisher = moments.G / moments.tokens
-    return removal_costs(W.double(), system, pattern, row_weights=fisher, steps=steps) / 2
+    V = W.to(A.dtype)
+    return removal_costs(V, system, pattern, row_weights=fisher.to(A.dtype), steps=steps) / 2
 
 
 def curve(
     costs: Tensor, *, layer: LayerShape, pattern: Pattern, criterion: str, scale: float
 ) -> SensitivityCurve:
-    """Running sum of the rising block costs, read at GRID."""
-    rising = torch.cat([torch.zeros(1), costs.flatten().sort().values.cumsum(0)]) * scale
+    """Running sum of the rising block costs, read at GRID; for 2:4 at its one sparsity."""
+    if pattern.kind == "2:4":
+        grid: tuple[float, ...] = (0.0, TWO_FOUR_SPARSITY)
+        distortion: tuple[float, ...] = (0.0, scale * float(costs[~two_of_four(costs)].sum()))
+    else:
+        grid = GRID
+        rising = torch.cat([costs.new_zeros(1), costs.flatten().sort().values.cumsum(0)]) * scale
+        distortion = tuple(float(rising[round(s * costs.numel())]) for s in GRID)
     return SensitivityCurve(
         layer=layer.name,
         pattern=str(pattern),
         criterion=criterion,
-        sparsity=GRID,
-        distortion=tuple(float(rising[round(s * costs.numel())]) for s in GRID),
+        sparsity=grid,
+        distortion=distortion,
     )
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lpvit_edge.images import ImageFolder, Preprocess, read_batches, take
 from lpvit_edge.prune import Form, block_sums
-from lpvit_edge.repair import expand, keep_mask
+from lpvit_edge.repair import choose_mask, expand
 
 
 def masked_by_magnitude(model: nn.Module, forms: Mapping[str, Form]) -> nn.Module:
@@ -16,7 +16,8 @@ def masked_by_magnitude(model: nn.Module, forms: Mapping[str, Form]) -> nn.Modul
     masked = copy.deepcopy(model)
     for name, form in forms.items():
         weight = masked.get_parameter(f"{name}.weight")
-        mask = keep_mask(block_sums(weight.detach().square(), form.pattern), sparsity=form.sparsity)
+        sums = block_sums(weight.detach().square(), form.pattern)
+        mask = choose_mask(sums, form.pattern, sparsity=form.sparsity)
         with torch.no_grad():
             weight.mul_(expand(mask, form.pattern))
     return masked

@@ -23,6 +23,7 @@ TORCH_MODULES = {
     "lpvit_edge.sensitivity",
     "lpvit_edge.statistics",
     "lpvit_edge.trial",
+    "lpvit_edge.two_four",
 }
 # A module may import the leaves and its own package; only the listed packages reach further.
 LEAVES = {"lpvit_edge.deps", "lpvit_edge.errors"}

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 timm = pytest.importorskip("timm")
@@ -96,6 +97,19 @@ def test_the_file_is_portable_and_names_its_nodes_after_the_layers(tmp_path: Pat
     assert b"site-packages" not in text
 
 
+def test_two_four_stays_a_plain_product_with_its_zeros_in_place(tmp_path: Path) -> None:
+    model, walked, size = build("vit")
+    masked, patterns = sparse_copy(model, walked, parse_pattern("2:4"), 0.5)
+    export_onnx(masked, walked, patterns, tmp_path / "m.onnx", image_size=size)
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert not [node for node in proto.graph.node if node.domain == "lpvit"]
+    stored = [onnx.numpy_helper.to_array(i) for i in proto.graph.initializer]
+    for shape in walked.layers:
+        weight = masked.get_parameter(f"{shape.name}.weight").detach().numpy()
+        assert ((weight != 0).reshape(-1, 4).sum(1) == 2).all()
+        assert any(np.array_equal(array, form) for array in stored for form in (weight, weight.T))
+
+
 def test_half_the_blocks_take_about_half_the_bytes(tmp_path: Path) -> None:
     model, walked, size = build("vit")
     masked, patterns = sparse_copy(model, walked, parse_pattern("32x1"), 0.5)
@@ -127,8 +141,6 @@ def test_a_failed_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_sparse_layers_that_share_an_input_stay_different_layers(tmp_path: Path) -> None:
     """OpenVINO merges operators it takes for equal: q, k and v of one input must not be."""
-    import numpy as np
-
     from lpvit_edge.onnx_nodes import repeated_layer_model
     from lpvit_engines import load_engine
     from lpvit_engines.block_sparse import BlockSparseMatrix

@@ -9,7 +9,7 @@ import pytest
 from lpvit_edge import profile as profiling
 from lpvit_edge.device_profile import _checked, _Partial, _reasons
 from lpvit_edge.errors import PruningError
-from lpvit_edge.layer_networks import COPIES, LayerForm
+from lpvit_edge.layer_networks import COPIES, LayerForm, layer_forms, network
 from lpvit_edge.records import GemmCost, LayerShape, ModelIdentity, PowerNote
 
 
@@ -111,10 +111,20 @@ def test_what_an_interrupted_profile_left_is_not_measured_again(stopwatch: Stopw
     assert seen == list(range(3, 11))
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "dense"])
-def test_a_pattern_without_a_kernel_is_refused_and_not_timed_as_another(pattern: str) -> None:
-    with pytest.raises(PruningError, match="cannot be timed"):
-        profiled(patterns=("64x1", pattern))
+def test_dense_is_no_pattern_to_time_beside_dense() -> None:
+    with pytest.raises(PruningError, match="timed without being named"):
+        profiled(patterns=("64x1", "dense"))
+
+
+def test_two_four_is_timed_at_its_one_sparsity_as_a_plain_product_with_zeros() -> None:
+    onnx = pytest.importorskip("onnx")
+    (form,) = (f for f in layer_forms((LARGE,), ("2:4",), (0.3, 0.5, 1.0)) if f.pattern == "2:4")
+    assert form.sparsity == 0.5
+    model = onnx.load_from_string(network(form, copies=1))
+    assert "BlockSparseLinear" not in {node.op_type for node in model.graph.node}
+    (weight,) = (i for i in model.graph.initializer if i.name == "w0")
+    values = onnx.numpy_helper.to_array(weight).T
+    assert set((values != 0).reshape(-1, 4).sum(1)) == {2}
 
 
 def test_the_rest_is_the_emptied_network_without_its_empty_layers() -> None:
