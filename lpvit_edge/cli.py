@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lpvit_edge import __version__, options, power_cli
+from lpvit_edge import __version__, allocate_cli, options, power_cli
 from lpvit_edge.errors import LpvitEdgeError
 
 app = typer.Typer(
@@ -39,7 +39,12 @@ def _options(
 @app.command()
 def optimize(
     model: options.Model,
-    target_latency: options.Target = "0.5x",
+    target_latency: options.TargetLatency = None,
+    target_energy: options.TargetEnergy = None,
+    max_power: options.MaxPower = None,
+    target_macs: options.TargetMacs = None,
+    target_weights: options.TargetWeights = None,
+    allow_estimated_energy: options.AllowEstimated = False,
     out: options.Out = Path("runs/optimize"),
     weights: options.Weights = None,
     calibration: options.Calibration = None,
@@ -59,6 +64,8 @@ def optimize(
 ) -> None:
     """Walk the whole way: from a trained model to a faster engine on this machine, proven.
 
+    Targets may be combined; without any, --target-latency is 0.5x.
+
     Example: lpvit optimize examples/factory_line/model.toml --target-latency 0.5x --out runs/demo
     """
     from lpvit_edge import optimize as main_job
@@ -68,10 +75,15 @@ def optimize(
     job = options.job(model, out, weights, calibration, heldout, images, engine, threads, patterns)
     goal = run_folder.Goal(
         target_latency=target_latency,
+        target_energy=target_energy,
+        max_power=max_power,
+        target_macs=target_macs,
+        target_weights=target_weights,
+        allow_estimated_energy=allow_estimated_energy,
         allocator=options.one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
         criterion=options.one_of(criterion, ("hessian", "taylor"), "--criterion"),
         curve=curve,
-    )
+    ).or_default()
     run_folder.start(job, goal, resume=resume, overwrite=overwrite)
     result = main_job.optimize(job, goal)
     if json:
@@ -140,39 +152,6 @@ def sensitivity(
     job = options.job(model, out, weights, calibration, heldout, images, engine, 0, patterns)
     record = steps.sensitivity(job)
     print(f"{job.path('sensitivity.json')}: {len(record.curves)} curves, {record.images} images")
-
-
-@app.command()
-def allocate(
-    folder: Annotated[Path, typer.Argument(help="Run folder with profile and sensitivity.")],
-    target_latency: options.Target = "0.5x",
-    allocator: options.Allocator = "milp",
-    criterion: options.Criterion = "hessian",
-) -> None:
-    """Choose a pattern and a sparsity for every layer within a budget: allocation.json.
-
-    Example: lpvit allocate runs/demo --target-latency 0.4x --allocator slope
-    """
-    from lpvit_edge import files
-    from lpvit_edge.allocate import allocate as choose
-    from lpvit_edge.budget import latency_budget_ms
-    from lpvit_edge.records import DeviceProfile, Sensitivity
-
-    measured = files.load(DeviceProfile, folder / "device_profile.json")
-    curves = files.load(Sensitivity, folder / "sensitivity.json")
-    record = choose(
-        measured,
-        curves,
-        budget_ms=latency_budget_ms(target_latency, dense_ms=measured.dense.median_ms),
-        allocator=options.one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
-        criterion=options.one_of(criterion, ("hessian", "taylor"), "--criterion"),
-    )
-    files.save(record, folder / "allocation.json")
-    sparse = sum(choice.pattern != "dense" for choice in record.choices)
-    print(
-        f"{folder / 'allocation.json'}: {sparse} of {len(record.choices)} layers sparse, predicted "
-        f"{record.predicted_latency_ms:.3f} ms (dense {record.predicted_dense_ms:.3f} ms)"
-    )
 
 
 @app.command()
@@ -260,6 +239,7 @@ def report(
     print(folder / "report.html")
 
 
+allocate_cli.register(app)
 power_cli.register(app)
 
 

@@ -87,6 +87,7 @@ def profile_device(
         drift=drift,
         power=_checked(power, gemms, sensor),
         reasons=tuple(_reasons(gemms, drift=drift, total=total, rest=rest)),
+        rest_weight_bytes=_rest_weight_bytes(dense_onnx, layers),
     )
     files.save(record, path or job.path("device_profile.json"))
     partial.done()
@@ -107,6 +108,13 @@ def _whole_networks(
     names = {name: str(pattern) for name, pattern in emptied_as.items()}
     emptied_ms = networks["other"].median_ms
     return networks["dense"], profiling.rest_ms(emptied_ms, job.walk.layers, gemms, names)
+
+
+def _rest_weight_bytes(dense_onnx: Path, layers: tuple[LayerShape, ...]) -> int:
+    from lpvit_edge.check import weight_bytes
+    from lpvit_edge.layer_options import weight_bytes as layer_bytes
+
+    return weight_bytes(dense_onnx) - round(sum(layer_bytes(x, "dense", 0.0) for x in layers))
 
 
 class _Partial:

@@ -74,11 +74,14 @@ def _convert(cls: type[RecordT], fields: Any, path: Path) -> RecordT:
     kind, number = fields.pop("kind", None), fields.pop("format", None)
     if kind != cls.KIND:
         raise FileFormatError(f"{path}: this is a {kind!r} file, expected {cls.KIND!r}")
-    if number != cls.FORMAT:
+    if not isinstance(number, int) or not 1 <= number <= cls.FORMAT:
+        reads = "format 1" if cls.FORMAT == 1 else f"formats 1 to {cls.FORMAT}"
         raise FileFormatError(
-            f"{path}: format {number!r}, this version reads format {cls.FORMAT}; make it again"
+            f"{path}: format {number!r}, this version reads {reads}; make it again"
         )
     try:
+        if number < cls.FORMAT:
+            fields = cls.upgrade(fields, number)
         return msgspec.convert(fields, cls)
     except msgspec.ValidationError as error:
         raise FileFormatError(f"{path}: {error}") from error

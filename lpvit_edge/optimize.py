@@ -9,11 +9,12 @@ import msgspec
 
 from lpvit_edge import files, result, steps
 from lpvit_edge.allocate import allocate
-from lpvit_edge.budget import latency_budget_ms
+from lpvit_edge.budget import limits
 from lpvit_edge.device_profile import profile_device
 from lpvit_edge.errors import BudgetNotMetError, DeviceMismatchError, FileFormatError
 from lpvit_edge.files import write_atomic
 from lpvit_edge.job import Job
+from lpvit_edge.network_cost import dense_totals
 from lpvit_edge.progress import track, working
 from lpvit_edge.records import (
     Allocation,
@@ -26,6 +27,7 @@ from lpvit_edge.records import (
     Sensitivity,
 )
 from lpvit_edge.run_folder import Goal
+from lpvit_edge.targets import TARGET_TOLERANCE, judge
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,12 +65,12 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
     )
     refuse_other_device(profile)
     curves = _once(job, "sensitivity.json", Sensitivity, lambda: steps.sensitivity(job))
-    target_ms = latency_budget_ms(goal.target_latency, dense_ms=profile.dense.median_ms)
+    budget = limits(goal.targets(), dense_totals(profile))
     allocation = _once(
         job,
         "allocation.json",
         Allocation,
-        lambda: allocate_verified(job, profile, curves, goal, target_ms=target_ms),
+        lambda: allocate_verified(job, profile, curves, goal, budget=budget),
     )
     chosen = files.sha256_of(job.path("allocation.json"))
     pruned = _once(
@@ -100,7 +102,7 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         fits=lambda found: found.onnx_sha256 == export.onnx_sha256,
     )
     curve = _once(job, "curve.json", Curve, lambda: budget_curve(job, profile, curves, goal))
-    return finish(job, goal, profile, allocation, export, check, curve, target_ms=target_ms)
+    return finish(job, goal, profile, allocation, export, check, curve, budget=budget)
 
 
 def _once(
@@ -137,27 +139,56 @@ def refuse_other_device(profile: DeviceProfile) -> None:
 
 
 def allocate_verified(
-    job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal, *, target_ms: float
+    job: Job,
+    profile: DeviceProfile,
+    curves: Sensitivity,
+    goal: Goal,
+    *,
+    budget: Mapping[str, float],
+) -> Allocation:
+    """Allocate; where latency is limited, time the allocation and correct it. Saves it."""
+    if "latency_ms" in budget:
+        allocation = _allocate_timed(job, profile, curves, goal, budget)
+    else:
+        allocation = _allocated(profile, curves, goal, budget)
+    files.save(allocation, job.path("allocation.json"))
+    return allocation
+
+
+def _allocated(
+    profile: DeviceProfile, curves: Sensitivity, goal: Goal, budget: Mapping[str, float]
+) -> Allocation:
+    return allocate(
+        profile,
+        curves,
+        budget=budget,
+        allocator=goal.allocator,
+        criterion=goal.criterion,
+        allow_estimated=goal.allow_estimated_energy,
+    )
+
+
+def _allocate_timed(
+    job: Job,
+    profile: DeviceProfile,
+    curves: Sensitivity,
+    goal: Goal,
+    budget: Mapping[str, float],
 ) -> Allocation:
     """Allocate, build the allocation with unrepaired weights, time it, and correct the budget.
 
     Latency does not depend on the values of the weights, so the whole network can be timed before
-    the costly repair. When it misses the target although it was predicted to meet it, the budget
-    is tightened by what it missed, at most twice. Writes allocation.json.
+    the costly repair. When it misses the target although it was predicted to meet it, the latency
+    budget is tightened by what it missed, at most twice.
     """
-    share = target_ms / profile.dense.median_ms
-    budget_ms = target_ms
+    share = budget["latency_ms"] / profile.dense.median_ms
+    budget_ms = budget["latency_ms"]
     tried: list[tuple[float, Allocation]] = []
     aim = share * (1.0 - _MARGIN)
     while len(tried) < 3 and not (tried and tried[-1][0] <= aim):
         try:
-            allocation = allocate(
-                profile,
-                curves,
-                budget_ms=budget_ms,
-                allocator=goal.allocator,
-                criterion=goal.criterion,
-            )
+            corrected = {**budget, "latency_ms": budget_ms}
+            allocation = _allocated(profile, curves, goal, corrected)
         except BudgetNotMetError:
             if not tried:
                 raise
@@ -167,13 +198,12 @@ def allocate_verified(
         tried.append((measured, allocation))
         budget_ms *= aim / measured
     best, allocation = min(tried, key=lambda pair: pair[0])
-    if best > share * (1.0 + result.TARGET_TOLERANCE):
+    if best > share * (1.0 + TARGET_TOLERANCE):
         raise BudgetNotMetError(
             f"{len(tried)} allocations were built and timed, none reached {goal.target_latency}: "
             f"the fastest took {best:.2f}x of the dense latency. Raise --target-latency to that, "
             "or measure again on a machine that does nothing else"
         )
-    files.save(allocation, job.path("allocation.json"))
     return allocation
 
 
@@ -214,13 +244,8 @@ def _curve_point(
     from lpvit_edge.prune import prune
 
     try:
-        allocation = allocate(
-            profile,
-            curves,
-            budget_ms=share * profile.dense.median_ms,
-            allocator=goal.allocator,
-            criterion=goal.criterion,
-        )
+        latency_only = {"latency_ms": share * profile.dense.median_ms}
+        allocation = _allocated(profile, curves, goal, latency_only)
     except BudgetNotMetError:
         return None  # this device cannot go so far; the curve ends earlier
     images, _, _ = steps.read_calibration(job)
@@ -248,7 +273,7 @@ def finish(
     check: Check,
     curve: Curve,
     *,
-    target_ms: float,
+    budget: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write optimize.json and report.html and return the document."""
     from lpvit_edge.report import write_report
@@ -258,8 +283,7 @@ def finish(
         allocation,
         export,
         check,
-        target=goal.target_latency,
-        target_ms=target_ms,
+        targets=judge(goal.targets(), budget, allocation, check),
         curve=curve.points,
         report=str(job.path("report.html")),
     )

@@ -33,8 +33,27 @@ Patterns: TypeAlias = Annotated[
     str,
     typer.Option(help="Patterns, output rows x input columns, by comma; menu: the engine's own."),
 ]
-Target: TypeAlias = Annotated[
-    str, typer.Option(help="Latency to reach: 0.5x of the dense engine, or 12ms.")
+TargetLatency: TypeAlias = Annotated[
+    str | None, typer.Option(help="Latency to reach: 0.5x of the dense engine, or 12ms.")
+]
+TargetEnergy: TypeAlias = Annotated[
+    str | None, typer.Option(help="Energy per image to reach: 0.6x of the dense one, or 40mJ.")
+]
+MaxPower: TypeAlias = Annotated[
+    str | None, typer.Option(help="Mean power that must not be exceeded while it runs: 12W.")
+]
+TargetMacs: TypeAlias = Annotated[
+    str | None, typer.Option(help="MACs of the prunable layers to reach: 0.5x, or 900M.")
+]
+TargetWeights: TypeAlias = Annotated[
+    str | None, typer.Option(help="Size of all weights to reach: 0.5x, or 20MB.")
+]
+AllowEstimated: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-estimated-energy",
+        help="Limit energy or power although the profile's energies are estimated.",
+    ),
 ]
 Allocator: TypeAlias = Annotated[str, typer.Option(help="milp (exact), slope (LPViT), uniform.")]
 Criterion: TypeAlias = Annotated[
@@ -103,7 +122,7 @@ def job_without_images(
 def _patterns(text: str, engine: str) -> tuple[str, ...]:
     if text == BY_ENGINE:
         return PATTERN_MENUS.get(engine, PATTERN_MENUS["openvino"])
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    return split(text)
 
 
 def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
@@ -111,3 +130,8 @@ def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
     if value not in allowed:
         raise UnknownOptionError(f"{option} {value!r}; choose one of {', '.join(allowed)}")
     return value
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))

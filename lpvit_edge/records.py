@@ -18,6 +18,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     KIND: ClassVar[str] = ""
     FORMAT: ClassVar[int] = 1
 
+    @classmethod
+    def upgrade(cls, fields: dict[str, Any], number: int) -> dict[str, Any]:
+        """The fields of an older format as the current one has them; overridden where they differ.
+
+        A field that is new and has a default needs nothing.
+        """
+        return fields
+
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A piece of a record."""
@@ -109,6 +117,7 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     """What this device needs for every form of every layer of one model."""
 
     KIND: ClassVar[str] = "device-profile"
+    FORMAT: ClassVar[int] = 2
 
     device: dict[str, Any]
     fingerprint: str
@@ -128,6 +137,8 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     drift: float | None  # of the largest dense layer, from the first minute to the last
     power: PowerNote
     reasons: tuple[str, ...]  # why the profile may not be trusted; empty when nothing speaks so
+    rest_energy_mj: float | None = None  # gross, of the network without its prunable layers
+    rest_weight_bytes: int | None = None  # of all other initializers; None before format 2
 
 
 class SensitivityCurve(Part, frozen=True, kw_only=True):
@@ -166,17 +177,31 @@ class Allocation(Record, frozen=True, kw_only=True):
     """One pattern and sparsity per layer."""
 
     KIND: ClassVar[str] = "allocation"
+    FORMAT: ClassVar[int] = 2
 
     model: ModelIdentity
     fingerprint: str
     allocator: str
     criterion: str
-    budget: dict[str, float]
+    budget: dict[str, float]  # by the keys of lpvit_edge.budget.QUANTITIES
     choices: tuple[Choice, ...]
     predicted_latency_ms: float
     predicted_dense_ms: float
     distortion: float
-    bound: str  # what stopped it: "latency", or "none" when the budget did not bind
+    bound: tuple[str, ...]  # the keys of the budget that force this distortion
+    # None where the profile measured no energy, or was written before format 2.
+    predicted_energy_mj: float | None = None
+    predicted_power_mw: float | None = None
+    energy_quality: str | None = None
+    macs: float | None = None  # of the prunable layers, per image
+    dense_macs: float | None = None
+    predicted_weight_bytes: float | None = None
+
+    @classmethod
+    def upgrade(cls, fields: dict[str, Any], number: int) -> dict[str, Any]:
+        """Format 1 knew one constraint: its `bound` was "latency" or "none"."""
+        bound = {"latency": ["latency_ms"], "none": []}.get(str(fields.get("bound")))
+        return fields if bound is None else {**fields, "bound": bound}
 
 
 class PrunedLayer(Part, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ def write_report(result: dict[str, Any], path: Path) -> None:
     html = environment.from_string(source).render(
         result=result,
         rows=table.rows(result),
-        target=table.target(result),
+        targets=table.targets(result),
         prediction=table.prediction(result),
         notes=table.notes(result),
         headline=_headline(result),

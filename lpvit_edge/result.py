@@ -16,6 +16,7 @@ from lpvit_edge.records import (
     ExportLog,
     ModelIdentity,
 )
+from lpvit_edge.targets import Target
 
 SCHEMA = "lpvit.optimize/1"
 
@@ -35,17 +36,13 @@ def document(
     export: ExportLog,
     check: Check,
     *,
-    target: str,
-    target_ms: float,
+    targets: tuple[Target, ...],
     curve: tuple[CurvePoint, ...],
     report: str,
 ) -> dict[str, Any]:
-    """One JSON document; accuracy and drop are fractions, missing numbers None with a reason.
-
-    `target` is what the user asked for ("0.5x", "12ms"), `target_ms` the same in milliseconds of
-    the profile.
-    """
+    """One JSON document; accuracy and drop are fractions, missing numbers None with a reason."""
     measured = check.sparse.latency.median_ms
+    latency = [target for target in targets if target.quantity == "latency_ms"]
     return {
         "schema": SCHEMA,
         "model": msgspec.to_builtins(profile.model),
@@ -56,9 +53,10 @@ def document(
         "dense": _side(check.dense),
         "sparse": _side(check.sparse),
         "speedup": check.speedup,
-        "target": target,
-        "target_latency_ms": target_ms,
-        "target_met": target_met(check, profile, target_ms, is_share=is_share(target)),
+        "target": next((t.asked for t in latency), None),
+        "target_latency_ms": next((t.limit for t in latency), None),
+        "target_met": all(target.met is not False for target in targets),
+        "targets": msgspec.to_builtins(targets),
         "predicted_latency_ms": check.predicted_latency_ms,
         "prediction_error": check.predicted_latency_ms / measured - 1.0,
         "accuracy_drop": check.accuracy_drop,
@@ -74,30 +72,6 @@ def document(
         "fingerprint": profile.fingerprint,
         "report": report,
     }
-
-
-# A run of the same engine differs by a few percent from one minute to the next.
-TARGET_TOLERANCE = 0.05
-
-
-def is_share(target: str) -> bool:
-    """Whether a target is a share of the dense latency ("0.5x") and not a time ("12ms")."""
-    return target.strip().endswith("x")
-
-
-def target_met(check: Check, profile: DeviceProfile, target_ms: float, *, is_share: bool) -> bool:
-    """Whether the sparse engine keeps the target, within TARGET_TOLERANCE.
-
-    A time is compared with the measured median itself. A share was turned into milliseconds by
-    the profile's dense latency, and the machine may run faster or slower now: there the ratio to
-    the dense engine of the same run is what counts.
-    """
-    measured_ms = check.sparse.latency.median_ms
-    limit = 1.0 + TARGET_TOLERANCE
-    if not is_share:
-        return measured_ms <= target_ms * limit
-    share = measured_ms / check.dense.latency.median_ms
-    return share <= target_ms / profile.dense.median_ms * limit
 
 
 _Positive = Annotated[float, msgspec.Meta(gt=0.0)]
@@ -134,9 +108,10 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     dense: _Side
     sparse: _Side
     speedup: _Positive
-    target: str
-    target_latency_ms: _Positive
+    target: str | None
+    target_latency_ms: _Positive | None
     target_met: bool
+    targets: tuple[Target, ...]
     predicted_latency_ms: float
     prediction_error: float
     accuracy_drop: float | None

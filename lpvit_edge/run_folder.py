@@ -6,6 +6,7 @@ from typing import ClassVar
 import msgspec
 
 from lpvit_edge import files
+from lpvit_edge.budget import named
 from lpvit_edge.errors import MismatchError
 from lpvit_edge.images import Preprocess, content_sha256
 from lpvit_edge.job import Job
@@ -32,9 +33,14 @@ ARTEFACTS = (
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """What to reach and how."""
+    """What to reach and how: at least one target."""
 
-    target_latency: str
+    target_latency: str | None = None
+    target_energy: str | None = None
+    max_power: str | None = None
+    target_macs: str | None = None
+    target_weights: str | None = None
+    allow_estimated_energy: bool = False
     allocator: str = "milp"
     criterion: str = "hessian"
     curve: bool = True
@@ -42,23 +48,43 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     network_seconds: float = 4.0  # of each whole network that is timed on the way
     check_seconds: float = 10.0  # of each engine in the closing comparison
 
+    def targets(self) -> dict[str, str]:
+        """The targets that were given, by the keys of lpvit_edge.budget.QUANTITIES."""
+        return named(
+            latency_ms=self.target_latency,
+            energy_mj=self.target_energy,
+            power_mw=self.max_power,
+            macs=self.target_macs,
+            weight_bytes=self.target_weights,
+        )
+
+    def or_default(self) -> "Goal":
+        """Half the dense latency where no target was given."""
+        return self if self.targets() else msgspec.structs.replace(self, target_latency="0.5x")
+
 
 class Run(Record, frozen=True, kw_only=True):
     """What a run folder was made for: `--resume` goes on only with the same."""
 
     KIND: ClassVar[str] = "run"
+    FORMAT: ClassVar[int] = 2
 
     model: ModelIdentity
     calibration_sha256: str
     heldout_sha256: str
     labels: tuple[str, ...] | None
     preprocess: Preprocess
-    target_latency: str
+    target_latency: str | None
     allocator: str
     criterion: str
     engine: str
     threads: int
     patterns: tuple[str, ...]
+    target_energy: str | None = None
+    max_power: str | None = None
+    target_macs: str | None = None
+    target_weights: str | None = None
+    allow_estimated_energy: bool = False
 
 
 def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
@@ -70,6 +96,11 @@ def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
         labels=job.model.labels,
         preprocess=job.model.preprocess,
         target_latency=goal.target_latency,
+        target_energy=goal.target_energy,
+        max_power=goal.max_power,
+        target_macs=goal.target_macs,
+        target_weights=goal.target_weights,
+        allow_estimated_energy=goal.allow_estimated_energy,
         allocator=goal.allocator,
         criterion=goal.criterion,
         engine=job.engine,

@@ -6,9 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lpvit_edge.result import TARGET_TOLERANCE, is_share
-
-_WITHIN = f"{100 * TARGET_TOLERANCE:.0f} %"
+from lpvit_edge.targets import line
 
 Row = tuple[str, str, str, str]  # what, dense, sparse, ratio or difference
 
@@ -98,14 +96,9 @@ def _either(dense: dict[str, Any], sparse: dict[str, Any], key: str) -> str:
     return " / ".join(dict.fromkeys(str(side[key]) for side in (dense, sparse)))
 
 
-def target(result: dict[str, Any]) -> str:
-    """Whether the target is met, against what it was compared with, in one line."""
-    met = f"met (within {_WITHIN})" if result["target_met"] else f"NOT met (within {_WITHIN})"
-    measured_ms = result["sparse"]["latency_ms"]
-    if not is_share(result["target"]):
-        return f"target {result['target']} {met}: {measured_ms:.3f} ms measured"
-    share = measured_ms / result["dense"]["latency_ms"]
-    return f"target {result['target']} {met}: {share:.2f}x of the dense latency of the same run"
+def targets(result: dict[str, Any]) -> list[str]:
+    """Whether each target is met, against what it was compared with, a line each."""
+    return [line(target) for target in result["targets"]]
 
 
 def prediction(result: dict[str, Any]) -> str:
@@ -125,7 +118,7 @@ def show(result: dict[str, Any]) -> None:
     for row in rows(result):
         table.add_row(*row)
     console.print(table)
-    console.print(f"{target(result)}; {prediction(result)}", soft_wrap=True)
+    console.print("; ".join([*targets(result), prediction(result)]), soft_wrap=True)
     for note in notes(result):
         console.print(note, soft_wrap=True, style="yellow", markup=False)
 

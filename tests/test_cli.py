@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from lpvit_edge import files
 from lpvit_edge.cli import app
+from tests import device_records
 from tests.test_boundaries import HEAVY
 
 ROOT = Path(__file__).parent.parent
@@ -147,3 +149,29 @@ def test_a_missing_model_file_ends_in_1_with_one_line(tmp_path: Path) -> None:
 def test_a_missing_record_ends_in_1_with_one_line(tmp_path: Path) -> None:
     done = lpvit("allocate", tmp_path)
     assert_refused(done, code=1, message=str(tmp_path / "device_profile.json"))
+
+
+def test_allocate_needs_no_torch_and_prints_a_table_within_100_columns(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    files.save(device_records.profile(), tmp_path / "device_profile.json")
+    files.save(device_records.curves(), tmp_path / "sensitivity.json")
+    without_torch = WITHOUT_OPTIONAL_LIBRARIES.replace("'scipy', ", "")
+    done = lpvit("allocate", tmp_path, "--max-power", "5.4W", setup=without_torch)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 100
+    assert re.search(r"blocks\.0\.fc1 .* 32x32 .* \d+ % .* 2\.0000", done.stdout)
+    assert re.search(r"mean power 5\.\d+ W \(dense .*, limit 5\.400 W, binds", done.stdout)
+    printed = lpvit("allocate", tmp_path, "--target-macs", "0.5x", "--json")
+    document = json.loads(printed.stdout)
+    assert document["schema"] == "lpvit.allocate/1"
+    assert document["bound"] == ["macs"]
+    assert document["macs"] <= 0.5 * document["dense_macs"]
+
+
+def test_a_limit_of_energy_without_a_sensor_ends_in_6(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    none = device_records.profile(quality="unavailable", reason="no power sensor")
+    files.save(none, tmp_path / "device_profile.json")
+    files.save(device_records.curves(), tmp_path / "sensitivity.json")
+    done = lpvit("allocate", tmp_path, "--target-energy", "40mJ")
+    assert_refused(done, code=6, message="energies are unavailable (no power sensor)")

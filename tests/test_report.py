@@ -28,6 +28,16 @@ SIDE: dict[str, Any] = {
     "energy_reason": None,
     "mean_power_mw": 9000.0,
 }
+TARGET: dict[str, Any] = {
+    "quantity": "latency_ms",
+    "asked": "0.5x",
+    "limit": 5.0,
+    "predicted": 5.0,
+    "measured": 5.0,
+    "measured_share": 0.5,
+    "met": True,
+    "reason": None,
+}
 LAYER = {
     "layer": "blocks.0.mlp.fc1",
     "pattern": "32x32",
@@ -51,6 +61,7 @@ def result(sparse: dict[str, Any] | None = None, **changes: Any) -> dict[str, An
         "target": "0.5x",
         "target_latency_ms": 5.0,
         "target_met": True,
+        "targets": [TARGET],
         "predicted_latency_ms": 5.0,
         "prediction_error": 0.0,
         "accuracy_drop": 0.0,
@@ -176,10 +187,26 @@ def test_the_headline_is_slower_when_the_engine_is(
 def test_the_target_names_its_tolerance_and_what_it_was_held_against(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str, met: bool, line: str
 ) -> None:
-    content = result(BETTER, target=target, target_met=met)
+    content = result(BETTER, targets=[{**TARGET, "asked": target, "met": met}])
     table.show(content)
     assert f"target {line}" in capsys.readouterr().out
     assert f"Target {line}." in html_of(content, tmp_path)
+
+
+def test_each_of_several_targets_is_judged_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = {"measured": None, "measured_share": None, "met": None, "reason": "no power sensor"}
+    others = [
+        {**TARGET, "quantity": "power_mw", "asked": "9W", "measured": 9600.0, "met": False},
+        {**TARGET, "quantity": "energy_mj", "asked": "0.6x", **unknown},
+        {**TARGET, "quantity": "macs", "asked": "0.5x", "measured_share": 0.49},
+        {**TARGET, "quantity": "weight_bytes", "asked": "1MB", "measured": 9e5},
+    ]
+    table.show(result(BETTER, targets=[TARGET, *others]))
+    printed = capsys.readouterr().out
+    assert "target 9W of mean power NOT met (within 5 %): 9.600 W measured" in printed
+    assert "target 0.6x of energy per image not judged: no power sensor" in printed
+    assert "target 0.5x of MACs of the prunable layers met: 0.49x of the dense MACs" in printed
+    assert "target 1MB of weights met: 0.900 MB counted" in printed
 
 
 def test_images_that_were_skipped_stand_under_the_table(

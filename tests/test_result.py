@@ -21,7 +21,8 @@ from lpvit_edge.records import (
     ModelIdentity,
     PowerNote,
 )
-from lpvit_edge.result import document, is_share, load_document, target_met
+from lpvit_edge.result import document, load_document
+from lpvit_edge.targets import is_share, judge
 from lpvit_profilers.detect import Detected, detect
 
 MODEL = ModelIdentity(name="tiny", weights_sha256="00", image_size=32)
@@ -97,22 +98,31 @@ def profile(dense_ms: float) -> DeviceProfile:
     )
 
 
+CHOICE = Choice(
+    layer="fc", pattern="32x32", sparsity=0.5, latency_ms=1, dense_latency_ms=2, distortion=0
+)
+ALLOCATION = Allocation(
+    model=MODEL,
+    fingerprint="f",
+    allocator="milp",
+    criterion="taylor",
+    budget={},
+    choices=(CHOICE,),
+    predicted_latency_ms=5.0,
+    predicted_dense_ms=10.0,
+    distortion=0.0,
+    bound=("latency_ms",),
+    macs=40.0,
+    dense_macs=100.0,
+)
+
+
+def met(checked: Check, asked: str, limit: float, *, key: str = "latency_ms") -> bool | None:
+    (target,) = judge({key: asked}, {key: limit}, ALLOCATION, checked)
+    return target.met
+
+
 def made(target: str, target_ms: float, checked: Check) -> dict[str, Any]:
-    choice = Choice(
-        layer="fc", pattern="32x32", sparsity=0.5, latency_ms=1, dense_latency_ms=2, distortion=0
-    )
-    allocation = Allocation(
-        model=MODEL,
-        fingerprint="f",
-        allocator="milp",
-        criterion="taylor",
-        budget={},
-        choices=(choice,),
-        predicted_latency_ms=5.0,
-        predicted_dense_ms=10.0,
-        distortion=0.0,
-        bound="latency",
-    )
     export = ExportLog(
         model_sha256="00",
         onnx_sha256="00",
@@ -122,13 +132,13 @@ def made(target: str, target_ms: float, checked: Check) -> dict[str, Any]:
         engine_error=1e-6,
         dense_engine_error=1e-6,
     )
+    targets = judge({"latency_ms": target}, {"latency_ms": target_ms}, ALLOCATION, checked)
     return document(
         profile(10.0),
-        allocation,
+        ALLOCATION,
         export,
         checked,
-        target=target,
-        target_ms=target_ms,
+        targets=targets,
         curve=(),
         report="report.html",
     )
@@ -149,15 +159,26 @@ def test_a_share_is_held_against_the_same_run_and_a_time_against_itself(
     sparse_ms: float, by_share: bool, by_time: bool
 ) -> None:
     checked = check(20.0, sparse_ms)
-    assert target_met(checked, profile(10.0), 5.0, is_share=True) is by_share
-    assert target_met(checked, profile(10.0), 5.0, is_share=False) is by_time
+    assert met(checked, "0.5x", 5.0) is by_share
+    assert met(checked, "5ms", 5.0) is by_time
     assert made("0.5x", 5.0, checked)["target_met"] is by_share
     assert made("5ms", 5.0, checked)["target_met"] is by_time
 
 
 def test_a_fast_minute_does_not_excuse_a_share_that_is_missed() -> None:
-    assert not target_met(check(5.0, 4.0), profile(10.0), 5.0, is_share=True)
-    assert target_met(check(5.0, 4.0), profile(10.0), 5.0, is_share=False)
+    assert met(check(5.0, 4.0), "0.5x", 5.0) is False
+    assert met(check(5.0, 4.0), "5ms", 5.0) is True
+
+
+def test_counted_targets_have_no_tolerance_and_unmeasured_ones_no_verdict() -> None:
+    checked = check(10.0, 5.0)  # no energy of the sparse engine; weights as large as the dense ones
+    assert met(checked, "0.4x", 40.0, key="macs") is True
+    assert met(checked, "39M", 39.0, key="macs") is False
+    assert met(checked, "0.99x", 990.0, key="weight_bytes") is False
+    assert met(checked, "1kB", 1000.0, key="weight_bytes") is True
+    asked = {"energy_mj": "0.5x", "power_mw": "9W"}
+    targets = judge(asked, {"energy_mj": 6.0, "power_mw": 9000.0}, ALLOCATION, checked)
+    assert [(t.met, t.reason) for t in targets] == [(None, "the sensor went away")] * 2
 
 
 def test_only_an_x_makes_a_share() -> None:
