@@ -68,6 +68,14 @@ def test_the_manifest_names_the_toolchain_of_the_build_script() -> None:
     assert MANIFEST.assemblers == {t: a.version for t, a in kernels.ASSEMBLERS.items()}
 
 
+def test_the_requirements_and_the_extra_name_the_toolchain_of_the_build_script() -> None:
+    text = (Path(kernels.__file__).parent / "requirements.txt").read_text()
+    pins = {line for line in text.splitlines() if not line.startswith("#")}
+    assert pins == {f"{name}=={wanted}" for name, wanted in TOOLS.items()}
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert all(f'"{pin}"' in project for pin in pins)
+
+
 def test_every_recipe_has_a_binary_for_every_target_and_nothing_else_ships() -> None:
     names = {variant.name for variant in MANIFEST.variants}
     assert len(names) == len(list(kernels.recipes())) == len(MANIFEST.variants)
@@ -207,7 +215,7 @@ def test_a_cubin_is_for_its_own_architecture_in_a_format_its_first_driver_reads(
         assert (flags >> (8 if elf[8] == 8 else 0)) & 0xFF == int(target.removeprefix("sm_"))
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_87", "sm_110"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_110"])
 @pytest.mark.parametrize("variant", MANIFEST.variants[::5], ids=lambda v: v.name)
 def test_the_machine_code_multiplies_on_tensor_cores_and_keeps_registers(
     variant: Variant, target: str

@@ -124,8 +124,11 @@ def move(cta: Cta, instruction: Instruction, active: Lanes) -> None:
 
 
 def convert(cta: Cta, instruction: Instruction, active: Lanes) -> None:
-    to, a = instruction.operands
     target, source = instruction.opcode[-2:]
+    if target in ("f16x2", "bf16x2"):
+        _convert_pair(cta, instruction, active)
+        return
+    to, a = instruction.operands
     if target == "bf16":
         value = float32_to_bfloat16(cta.read(a, "f32"))
     elif source == "bf16":
@@ -133,6 +136,19 @@ def convert(cta: Cta, instruction: Instruction, active: Lanes) -> None:
     else:
         value = cta.read(a, source).astype(TYPES[target])
     cta.write(to, value, active=active)
+
+
+def _convert_pair(cta: Cta, instruction: Instruction, active: Lanes) -> None:
+    """Two float32 into one register: the first operand becomes the high half."""
+    to, *sources = instruction.operands
+    high, low = (cta.read(source, "f32") for source in sources)
+    halves = [
+        float32_to_bfloat16(value)
+        if instruction.opcode[-2] == "bf16x2"
+        else value.astype(np.float16).view(np.uint16)
+        for value in (low, high)
+    ]
+    cta.write(to, np.ascontiguousarray(np.stack(halves, 1)).view(np.uint32)[:, 0], active=active)
 
 
 def float32_to_bfloat16(value: Vector) -> Vector:

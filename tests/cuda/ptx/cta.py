@@ -1,12 +1,20 @@
 """The state of one CTA: registers, operands, and the copies that are on their way."""
 
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.cuda.ptx.memory import Addresses, Bytes, DeviceMemory, Lanes, SharedMemory
+from tests.cuda.ptx.memory import (
+    Addresses,
+    Bytes,
+    DeviceMemory,
+    Lanes,
+    MemoryFaultError,
+    SharedMemory,
+)
 from tests.cuda.ptx.program import Instruction, Program
 
 TYPES: dict[str, Any] = {
@@ -17,6 +25,17 @@ TYPES: dict[str, Any] = {
 _UNSIGNED: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 Vector = NDArray[Any]  # one element per thread
+
+
+@dataclass(kw_only=True)
+class Warpgroup:
+    """The wgmma that are on their way: the bytes of shared memory that each committed group may
+    still read, and of each accumulator the number of its newest group."""
+
+    issued: list[Addresses] = field(default_factory=list)
+    groups: list[list[Addresses]] = field(default_factory=list)
+    newest: dict[str, int] = field(default_factory=dict)
+    landed: int = 0  # groups that have been waited for
 
 
 class Cta:
@@ -47,8 +66,11 @@ class Cta:
             "%ctaid.y": np.full(threads, block[1], np.uint32),
             "global_smem": np.zeros(threads, np.uint32),
         }
+        self.in_flight: dict[str, Vector] = {}  # what wgmma will write, by register
+        self.modified: set[str] = set()  # registers written since the last wgmma.fence
         self._issued: list[tuple[Addresses, Bytes, Lanes]] = []
         self._groups: list[list[tuple[Addresses, Bytes, Lanes]]] = []
+        self.warpgroup = Warpgroup()
 
     def active(self, instruction: Instruction) -> Lanes:
         """The lanes whose predicate lets them execute an instruction."""
@@ -58,12 +80,16 @@ class Cta:
         return ~predicate if instruction.negated else predicate
 
     def predicate(self, name: str) -> Lanes:
+        if name in ("-1", "0"):
+            return np.full(self.threads, name == "-1")
         found: Lanes = self._registers[name]
         return found
 
     def read(self, operand: str, type_name: str) -> Vector:
         """An operand as numbers of a PTX type; its width must be the type's."""
         dtype = np.dtype(TYPES[type_name])
+        if operand in self.in_flight:
+            raise MemoryFaultError(f"{operand} is read before the wait for its wgmma")
         if operand in self._registers or operand in self._special:
             found = self._registers.get(operand)
             found = self._special[operand] if found is None else found
@@ -74,6 +100,9 @@ class Cta:
         return np.full(self.threads, bits % (1 << 8 * dtype.itemsize), unsigned).view(dtype)
 
     def write(self, register: str, value: Vector, *, active: Lanes) -> None:
+        if register in self.in_flight:
+            raise MemoryFaultError(f"{register} is written before the wait for its wgmma")
+        self.modified.add(register)
         bits = np.ascontiguousarray(value)
         if bits.dtype != bool:
             bits = bits.view(_UNSIGNED[bits.dtype.itemsize])

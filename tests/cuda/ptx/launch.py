@@ -9,8 +9,9 @@ from tests.cuda.ptx.cta import Cta
 from tests.cuda.ptx.memory import DeviceMemory
 from tests.cuda.ptx.program import Program, parse
 from tests.cuda.ptx.transfer import TRANSFER
+from tests.cuda.ptx.warpgroup import WARPGROUP
 
-INSTRUCTIONS = {**ARITHMETIC, **TRANSFER}
+INSTRUCTIONS = {**ARITHMETIC, **TRANSFER, **WARPGROUP}
 
 
 def launch(

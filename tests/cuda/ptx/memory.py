@@ -70,6 +70,8 @@ class SharedMemory:
         self._warp = np.arange(threads) // 32
         self._writer = np.full(size, _NOBODY)
         self._reader = np.full(size, _NOBODY)
+        self._unfenced = np.zeros(size, bool)
+        self._borrowed = np.zeros(size, np.int32)
 
     def barrier(self) -> None:
         self._writer[:] = _NOBODY
@@ -98,6 +100,8 @@ class SharedMemory:
         reader = self._reader[touched]
         if ((reader != _NOBODY) & (reader != warps)).any():
             raise MemoryFaultError("write to shared memory before a barrier after its read")
+        if self._borrowed[touched].any():
+            raise MemoryFaultError("write to shared memory that a wgmma may still read")
         return index
 
     def land(self, index: Addresses, content: Bytes, *, active: Lanes) -> None:
@@ -105,6 +109,25 @@ class SharedMemory:
         touched, warps = self._touched(index, active)
         self._bytes[touched] = content[active]
         self._writer[touched] = warps
+        self._unfenced[touched] = True
+
+    def fence_for_the_matrix_unit(self) -> None:
+        """fence.proxy.async: what threads wrote becomes visible to wgmma."""
+        self._unfenced[:] = False
+
+    def lend(self, index: Addresses) -> Bytes:
+        """Bytes for wgmma, which reads them for all four warps, at any time until `give_back`."""
+        if (index < 0).any() or (index >= len(self._bytes)).any():
+            raise MemoryFaultError("access outside the CTA's shared memory")
+        if (self._writer[index] != _NOBODY).any():
+            raise MemoryFaultError("wgmma of shared memory before a barrier after its write")
+        if self._unfenced[index].any():
+            raise MemoryFaultError("wgmma of shared memory without a proxy fence after its write")
+        self._borrowed[index] += 1
+        return self._bytes[index]
+
+    def give_back(self, index: Addresses) -> None:
+        self._borrowed[index] -= 1
 
     def _touched(self, index: Addresses, active: Lanes) -> tuple[Addresses, Addresses]:
         touched = index[active]

@@ -69,23 +69,34 @@ def load_matrices(cta: Cta, instruction: Instruction, active: Lanes) -> None:
         cta.write(register, pairs[:, j].ravel(), active=active)
 
 
+def store_matrices(cta: Cta, instruction: Instruction, active: Lanes) -> None:
+    """stmatrix .x4: lanes 8j to 8j + 7 of a warp name where the rows of its j-th 8x8 matrix go."""
+    assert "x4" in instruction.opcode
+    assert "trans" not in instruction.opcode
+    target, source = instruction.operands
+    pairs = np.stack([cta.read(register, "b32") for register in elements(source)])
+    matrices = np.ascontiguousarray(pairs.reshape(4, cta.warps, 32).transpose(1, 0, 2))
+    rows = matrices.reshape(cta.warps, 4, 8, 4).reshape(cta.threads, 4).view(np.uint8)
+    cta.shared.store(cta.address(target, shared=True), rows, active=active)
+
+
 def multiply(cta: Cta, instruction: Instruction, active: Lanes) -> None:
     """mma.m16n8k16: fragments as the PTX ISA lays them out, sums in float32."""
     assert "m16n8k16" in instruction.opcode
     to, a, b, c = instruction.operands
     kind = "bf16" if "bf16" in instruction.opcode else "f16"
-    left = _fragments(cta, a, kind=kind)  # (4, warps, 8, 8)
+    left = fragments(cta, a, kind=kind)  # (4, warps, 8, 8)
     upper = np.concatenate([left[0], left[2]], axis=2)
     lower = np.concatenate([left[1], left[3]], axis=2)
     A = np.concatenate([upper, lower], axis=1)  # (warps, m 16, k 16)
-    B = np.concatenate(list(_fragments(cta, b, kind=kind)), axis=2)  # (warps, n 8, k 16)
+    B = np.concatenate(list(fragments(cta, b, kind=kind)), axis=2)  # (warps, n 8, k 16)
     product = np.einsum("wmk,wnk->wmn", A, B)
     for j, (register, before) in enumerate(zip(elements(to), elements(c), strict=True)):
         half = product[:, 8 * (j >> 1) : 8 * (j >> 1) + 8, (j & 1) :: 2]
         cta.write(register, cta.read(before, "f32") + half.reshape(-1), active=active)
 
 
-def _fragments(cta: Cta, operand: str, *, kind: str) -> NDArray[np.float32]:
+def fragments(cta: Cta, operand: str, *, kind: str) -> NDArray[np.float32]:
     """The 8x8 matrices in a list of registers, as (registers, warps, 8, 8) float32."""
     bits = np.stack([cta.read(register, "b32") for register in elements(operand)])
     halves = np.ascontiguousarray(bits).view(np.uint16)
@@ -120,6 +131,7 @@ TRANSFER: dict[str, Callable[[Cta, Instruction, Lanes], None]] = {
     "st": store,
     "cp": copy,
     "ldmatrix": load_matrices,
+    "stmatrix": store_matrices,
     "mma": multiply,
     "bra": branch,
     "bar": barrier,
