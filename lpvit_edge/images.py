@@ -121,12 +121,22 @@ def overlap(a: ImageFolder, b: ImageFolder) -> tuple[Path, ...]:
 
 def read_image(path: Path, preprocess: Preprocess) -> "NDArray[np.float32]":
     """One image as (3, image_size, image_size) float32. Raises DataError for a corrupt file."""
+    return preprocessed(read_pixels(path), preprocess)
+
+
+def read_pixels(path: Path) -> "NDArray[np.uint8]":
+    """One image as a camera would give it, (height, width, 3) RGB; DataError for a corrupt file."""
     pillow = require("PIL.Image")
     try:
         with pillow.open(path) as image:
-            pixels = _resize(_eight_bit(image).convert("RGB"), preprocess)
+            return np.asarray(_eight_bit(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error})") from error
+
+
+def preprocessed(pixels: "NDArray[np.uint8]", preprocess: Preprocess) -> "NDArray[np.float32]":
+    """What the model reads, (3, image_size, image_size), of a picture (height, width, 3) RGB."""
+    pixels = _resize(require("PIL.Image").fromarray(pixels), preprocess)
     mean, std = (np.asarray(values, np.float32) for values in (preprocess.mean, preprocess.std))
     scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)

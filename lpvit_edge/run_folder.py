@@ -26,6 +26,8 @@ ARTEFACTS = (
     "export.json",
     "manifest.json",
     "check.json",
+    "reference.safetensors",
+    "reference.json",
     "curve.json",
     "optimize.json",
     "report.html",

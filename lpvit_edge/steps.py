@@ -5,7 +5,7 @@
     prune        model.safetensors, prune.json
     export       model.onnx, export.json
     build        manifest.json
-    check        check.json
+    check        check.json, reference.json, reference.safetensors
 
 Each function loads what it needs, calls the library, and saves what the next one reads.
 """
@@ -213,6 +213,7 @@ def build(job: Job) -> Manifest:
 def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
     """Dense and sparse engine side by side on the held-out images."""
     from lpvit_edge.check import check_engines
+    from lpvit_edge.drift.build import write_reference
 
     refuse_other_model(allocation.model, job.model.identity, what="the allocation")
     exported = files.load(ExportLog, job.path("export.json"))
@@ -229,4 +230,12 @@ def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
         seconds=seconds,
     )
     files.save(record, job.path("check.json"))
+    write_reference(
+        job.path("model.onnx"),
+        calibration=job.calibration,
+        heldout=job.heldout,
+        preprocess=job.model.preprocess,
+        engine=job.engine,
+        threads=job.threads,
+    )
     return record

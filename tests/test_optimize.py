@@ -83,7 +83,9 @@ def copied(job: Job, folder: Path) -> Job:
 
 def test_a_run_leaves_every_artefact_and_nothing_else(finished: Job) -> None:
     left = {path.name for path in finished.folder.iterdir()}
-    assert left == set(run_folder.ARTEFACTS) - {"device_profile.partial.json"}
+    # 24 calibration images are too few for a drift reference.
+    absent = {"device_profile.partial.json", "reference.json", "reference.safetensors"}
+    assert left == set(run_folder.ARTEFACTS) - absent
 
 
 def test_layers_were_really_pruned_and_run_by_the_native_kernel(finished: Job) -> None:

@@ -4,6 +4,7 @@ Everything is a float32 array of SIDE x SIDE pixels (x to the right, y down) and
 random generator it draws from, so that an image depends on its own seed alone.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +47,7 @@ def filtered_noise(
 
 def blurred(picture: Picture, *, sigma: float) -> Picture:
     """A picture through a Gaussian of `sigma` pixels, mirrored at its borders."""
-    radius = 2
+    radius = max(2, math.ceil(3 * sigma))
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-3)) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
     for axis in (0, 1):

@@ -26,8 +26,13 @@ def draw(label: str, *, split: str, index: int, seed: int = DEFAULT_SEED) -> npt
     return draw_on(surface, label, rng=rng)
 
 
-def draw_on(surface: str, label: str, *, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One image (SIDE, SIDE, 3) of a class on a given surface."""
+def draw_on(
+    surface: str, label: str, *, rng: np.random.Generator, lamp: float = 1.0, defocus: float = 0.0
+) -> npt.NDArray[np.uint8]:
+    """One image (SIDE, SIDE, 3) of a class on a given surface.
+
+    `lamp` is the share of the light that is left, `defocus` the blur in pixels of a loose lens.
+    """
     angle = float(rng.choice([0.0, np.pi / 2]) + rng.normal(0, 0.12))
     light = float(rng.uniform(0, 2 * np.pi))
     picture = SURFACES[surface](rng, angle)
@@ -35,7 +40,7 @@ def draw_on(surface: str, label: str, *, rng: np.random.Generator) -> npt.NDArra
         picture = printed(picture, rng, angle)
     if label != "ok":
         picture = DEFECTS[label](picture, rng, light)
-    return _photographed(picture, rng, light)
+    return photographed(picture, rng, light, lamp=lamp, defocus=defocus)
 
 
 def label_of(index: int) -> str:
@@ -43,16 +48,22 @@ def label_of(index: int) -> str:
     return LABELS[index % len(LABELS)]
 
 
-def _photographed(
-    picture: Picture, rng: np.random.Generator, light: float
+def photographed(
+    picture: Picture,
+    rng: np.random.Generator,
+    light: float,
+    *,
+    lamp: float = 1.0,
+    defocus: float = 0.0,
 ) -> npt.NDArray[np.uint8]:
-    """The part under an uneven light, through a lens, on a sensor."""
+    """The part under an uneven light, through a lens, on a sensor; see draw_on."""
     towards, across = rotated_grid(light)
     radius = np.hypot(towards, across) / SIDE
     falloff = 1 + rng.uniform(0, 0.3) * towards / SIDE - rng.uniform(0, 0.35) * radius**2
     exposure, white_balance = rng.uniform(0.8, 1.15), rng.uniform(0.97, 1.03, 3)
-    exposed = picture * (falloff[..., None] * exposure * white_balance)
-    sharp = blurred(exposed.astype(np.float32), sigma=rng.uniform(0.2, 0.6))
+    exposed = picture * (falloff[..., None] * (exposure * lamp) * white_balance)
+    sigma = float(np.hypot(rng.uniform(0.2, 0.6), defocus))
+    sharp = blurred(exposed.astype(np.float32), sigma=sigma)
     noise = rng.standard_normal(sharp.shape, dtype=np.float32) * rng.uniform(0.006, 0.02)
     return np.clip((sharp + noise) * 255 + 0.5, 0, 255).astype(np.uint8)
 

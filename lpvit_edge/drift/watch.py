@@ -1,0 +1,159 @@
+"""The drift watch: one call a frame, a state at any time. It decides nothing about a part."""
+
+from collections import deque
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from lpvit_edge.drift.diagnosis import TEXT, Cause, diagnose
+from lpvit_edge.drift.evidence import CHANNELS, Evidence, bins_of, rank_bounds, smoothed_p
+from lpvit_edge.drift.reference import Reference
+from lpvit_edge.drift.rules import Rules
+from lpvit_edge.errors import MismatchError
+from lpvit_edge.records import Part
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Level = Literal["green", "yellow", "red"]
+_STRANGE_P = 0.01
+
+
+class DriftState(Part, frozen=True, kw_only=True):
+    """Where the watch stands after a frame.
+
+    `evidence` is the mean number of frames in which a healthy line would show as much once, by
+    channel; an alarm is raised when one reaches its threshold. `distance` is this frame's squared
+    Mahalanobis distance over the number of features (about 1 is usual).
+    """
+
+    frames: int
+    level: Level
+    cause: Cause | None  # of the alarm that holds
+    text: str | None
+    distance: float
+    strange: bool  # whether this frame's embedding is in the reference's last hundredth
+    strange_share: float  # of the recent window
+    evidence: dict[str, float]
+    yellow_at: float
+    red_at: float
+    raised: Level | None = None  # an alarm that this very frame raised
+
+
+class DriftWatch:
+    """Follows one line. Not thread-safe: it belongs to the thread that feeds it."""
+
+    def __init__(self, reference: Reference, rules: Rules, *, seed: int = 0) -> None:
+        self._reference = reference
+        self._rules = rules
+        self._seen = reference.counts.copy()
+        self._bounds = _bounds(reference, delta=rules.delta)
+        self._generator = np.random.default_rng(seed)
+        self._evidence = Evidence()
+        self._recent: deque[tuple[NDArray[np.float32], bool]] = deque(maxlen=rules.window)
+        self._level: Level = "green"
+        self._cause: Cause | None = None
+        self._held = 0
+        self.frames = 0
+
+    def add(
+        self,
+        features: "NDArray[np.float32]",
+        probabilities: "NDArray[np.float32]",
+        statistics: "NDArray[np.float32]",
+    ) -> DriftState:
+        """One frame: features (d,), probabilities (C,), image statistics (5,).
+
+        Raises MismatchError when they are not of the reference's model.
+        """
+        self._refuse_other_model(features, probabilities)
+        category, scores = self._reference.scores(features, probabilities, statistics)
+        strange = self._bet(category, bins_of(scores))
+        sd = np.maximum(self._reference.statistics_sd[category], 1e-6)
+        shift = (statistics - self._reference.statistics_mean[category]) / sd
+        self._recent.append((shift, strange))
+        self.frames += 1
+        raised = self._judge()
+        return self._state(float(scores[0]), strange, raised)
+
+    def clear(self) -> None:
+        """Forget alarms and evidence, after a repair or when another product comes."""
+        self._evidence.clear()
+        self._recent.clear()
+        self._level, self._cause, self._held = "green", None, 0
+
+    def _bet(self, category: int, bins: "NDArray[np.int64]") -> bool:
+        """Rank the frame, stake on it, learn it; whether its embedding is strange."""
+        rows = np.arange(len(bins))
+        seen, fixed = self._seen[category], self._reference.counts[category]
+        p_seen = smoothed_p(seen, bins, self._generator.random(len(bins)))
+        cumulated = np.cumsum(fixed, axis=1)
+        up_to, n = cumulated[rows, bins], cumulated[:, -1]
+        at_least = n - up_to + fixed[rows, bins]
+        bound = self._bounds[category]
+        self._evidence.add(p_seen, bound[at_least], bound[up_to])
+        if self._level == "green":  # what an alarm is about must not become usual
+            seen[rows, bins] += 1
+        return bool((at_least[0] + 1) / (n[0] + 1) <= _STRANGE_P)
+
+    def _judge(self) -> Level | None:
+        """Raise an alarm where a threshold is reached; lower it when nothing renewed it."""
+        self._held += 1
+        highest = float(self._evidence.level().max())
+        if highest >= self._rules.red_at * len(CHANNELS):
+            return self._alarm("red")
+        if highest >= self._rules.yellow_at * len(CHANNELS) and self._level == "green":
+            return self._alarm("yellow")
+        if self._level != "green" and self._held > self._rules.hold:
+            self.clear()
+        return None
+
+    def _alarm(self, level: Level) -> Level | None:
+        renewed = self._level == level
+        self._cause = self._diagnosis()
+        self._level, self._held = level, 0
+        if level == "red":
+            self._evidence.clear()  # it has to be earned again, or the alarm ends
+        return None if renewed else level
+
+    def _diagnosis(self) -> Cause:
+        channel = int(self._evidence.level().argmax())
+        length = max(8, self._evidence.started(channel))
+        recent = list(self._recent)[-length:]
+        shifts = np.array([shift for shift, _ in recent], np.float64)
+        strange = np.array([is_strange for _, is_strange in recent])
+        return diagnose(shifts, strange)
+
+    def _state(self, distance: float, strange: bool, raised: Level | None) -> DriftState:
+        levels = self._evidence.level() / len(CHANNELS)
+        names = (channel.name for channel in CHANNELS)
+        return DriftState(
+            frames=self.frames,
+            level=self._level,
+            cause=self._cause,
+            text=None if self._cause is None else TEXT[self._cause],
+            distance=distance,
+            strange=strange,
+            strange_share=sum(s for _, s in self._recent) / max(1, len(self._recent)),
+            evidence=dict(zip(names, levels.tolist(), strict=True)),
+            yellow_at=self._rules.yellow_at,
+            red_at=self._rules.red_at,
+            raised=raised,
+        )
+
+    def _refuse_other_model(
+        self, features: "NDArray[np.float32]", probabilities: "NDArray[np.float32]"
+    ) -> None:
+        C, d = self._reference.means.shape
+        if features.shape != (d,) or probabilities.shape != (C,):
+            raise MismatchError(
+                f"a frame has {features.shape} features and {probabilities.shape} classes, the "
+                f"reference ({d},) and ({C},); run `lpvit check` for this engine"
+            )
+
+
+def _bounds(reference: Reference, *, delta: float) -> "list[NDArray[np.float64]]":
+    """Bounds by rank of each category; delta is shared by categories, channels and sides."""
+    totals = reference.counts[:, 0].sum(axis=1)
+    share = delta / (2 * len(CHANNELS) * len(totals))
+    return [rank_bounds(int(n), delta=share) for n in totals]
