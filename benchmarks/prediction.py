@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from lpvit_edge.allocate_timed import network_share
 from lpvit_edge.deps import require
 from lpvit_edge.device_profile import profile_device
 from lpvit_edge.files import write_atomic
@@ -25,7 +26,6 @@ from lpvit_edge.images import Preprocess
 from lpvit_edge.job import Job, available_threads, prepare_without_images
 from lpvit_edge.layer_options import SPARSITIES, interpolated_latency
 from lpvit_edge.models import LoadedModel
-from lpvit_edge.optimize import network_share
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form
 from lpvit_edge.records import DeviceProfile, GemmCost, LayerShape, ModelIdentity

@@ -87,6 +87,8 @@ def check_engines(
         accuracy_drop=_drop(sides["dense"].accuracy, sides["sparse"].accuracy),
         agreement=float((answers.dense == answers.sparse).mean()),
         skipped=answers.skipped,
+        lost=_only(answers.dense, answers.sparse, answers.targets),
+        won=_only(answers.sparse, answers.dense, answers.targets),
     )
 
 
@@ -129,6 +131,13 @@ def _classified(
 
 def _correct(predicted: "NDArray[np.int64]", targets: "NDArray[np.int64] | None") -> int | None:
     return None if targets is None else int((predicted == targets).sum())
+
+
+def _only(
+    a: "NDArray[np.int64]", b: "NDArray[np.int64]", targets: "NDArray[np.int64] | None"
+) -> int | None:
+    """Images that `a` has right and `b` has not."""
+    return None if targets is None else int(((a == targets) & (b != targets)).sum())
 
 
 def _accuracy(predicted: "NDArray[np.int64]", targets: "NDArray[np.int64] | None") -> float | None:

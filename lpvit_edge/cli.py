@@ -45,6 +45,8 @@ def optimize(
     target_macs: options.TargetMacs = None,
     target_weights: options.TargetWeights = None,
     allow_estimated_energy: options.AllowEstimated = False,
+    accuracy_floor: options.AccuracyFloor = None,
+    max_drop: options.MaxDrop = None,
     out: options.Out = Path("runs/optimize"),
     weights: options.Weights = None,
     calibration: options.Calibration = None,
@@ -64,7 +66,9 @@ def optimize(
 ) -> None:
     """Walk the whole way: from a trained model to a faster engine on this machine, proven.
 
-    Targets may be combined; without any, --target-latency is 0.5x.
+    Targets may be combined. With an accuracy floor alone it goes as far as the floor allows, with
+    both it goes back from the targets where the floor would break; with neither,
+    --target-latency is 0.5x.
 
     Example: lpvit optimize examples/factory_line/model.toml --target-latency 0.5x --out runs/demo
     """
@@ -80,6 +84,8 @@ def optimize(
         target_macs=target_macs,
         target_weights=target_weights,
         allow_estimated_energy=allow_estimated_energy,
+        accuracy_floor=accuracy_floor,
+        max_drop=max_drop,
         allocator=options.one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
         criterion=options.one_of(criterion, ("hessian", "taylor"), "--criterion"),
         curve=curve,
@@ -91,6 +97,8 @@ def optimize(
     else:
         show(result)
         print(f"report: {result['report']}")
+    if result["accuracy_floor"] is not None and not result["accuracy_floor"]["held"]:
+        raise typer.Exit(5)
     if not result["target_met"]:
         raise typer.Exit(4)
 

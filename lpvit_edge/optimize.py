@@ -1,21 +1,21 @@
 """Walk the whole way: profile, sensitivity, allocate, prune, export, build, check, report."""
 
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
 from lpvit_edge import files, result, steps
-from lpvit_edge.allocate import allocate
+from lpvit_edge.allocate_timed import allocate_timed, allocated
 from lpvit_edge.budget import limits
 from lpvit_edge.device_profile import profile_device
 from lpvit_edge.errors import BudgetNotMetError, DeviceMismatchError, FileFormatError
 from lpvit_edge.files import write_atomic
+from lpvit_edge.floor import FloorSearch, outcome, refuse_unprovable
+from lpvit_edge.floor_search import find_strongest
 from lpvit_edge.job import Job
 from lpvit_edge.network_cost import dense_totals
-from lpvit_edge.progress import track, working
+from lpvit_edge.progress import track
 from lpvit_edge.records import (
     Allocation,
     Check,
@@ -27,17 +27,13 @@ from lpvit_edge.records import (
     Sensitivity,
 )
 from lpvit_edge.run_folder import Goal
-from lpvit_edge.targets import TARGET_TOLERANCE, judge
+from lpvit_edge.targets import judge
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lpvit_edge.prune import Form
-
 RecordT = TypeVar("RecordT", bound=Record)
 
-# The closing comparison is another measurement: the trial must meet the target with this to spare.
-_MARGIN = 0.03
 CURVE_TARGETS = (0.8, 0.65, 0.5, 0.4, 0.3)
 CURVE_IMAGES = 500
 
@@ -53,8 +49,11 @@ class Curve(Record, frozen=True, kw_only=True):
 def optimize(job: Job, goal: Goal) -> dict[str, Any]:
     """The main job. What the run folder already holds is not made again.
 
-    Raises BudgetNotMetError, with the best that is reachable, when the target cannot be met.
+    Raises BudgetNotMetError, with the best that is reachable, when the target cannot be met, and
+    AccuracyFloorError when no step keeps the accuracy floor.
     """
+    if goal.floor is not None:
+        refuse_unprovable(goal.floor, len(job.heldout.paths))
     profile = _once(
         job,
         "device_profile.json",
@@ -70,7 +69,7 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         job,
         "allocation.json",
         Allocation,
-        lambda: allocate_verified(job, profile, curves, goal, budget=budget),
+        lambda: choose(job, profile, curves, goal, budget=budget),
     )
     chosen = files.sha256_of(job.path("allocation.json"))
     pruned = _once(
@@ -138,7 +137,7 @@ def refuse_other_device(profile: DeviceProfile) -> None:
     )
 
 
-def allocate_verified(
+def choose(
     job: Job,
     profile: DeviceProfile,
     curves: Sensitivity,
@@ -146,81 +145,18 @@ def allocate_verified(
     *,
     budget: Mapping[str, float],
 ) -> Allocation:
-    """Allocate; where latency is limited, time the allocation and correct it. Saves it."""
+    """Allocate within the budget, or as far as the accuracy floor allows. Writes allocation.json.
+
+    Where latency is limited, the allocation is timed and corrected.
+    """
+    if goal.floor is not None:
+        return find_strongest(job, profile, curves, goal, goal.floor, budget=budget)
     if "latency_ms" in budget:
-        allocation = _allocate_timed(job, profile, curves, goal, budget)
+        allocation = allocate_timed(job, profile, curves, goal, budget)
     else:
-        allocation = _allocated(profile, curves, goal, budget)
+        allocation = allocated(profile, curves, goal, budget)
     files.save(allocation, job.path("allocation.json"))
     return allocation
-
-
-def _allocated(
-    profile: DeviceProfile, curves: Sensitivity, goal: Goal, budget: Mapping[str, float]
-) -> Allocation:
-    return allocate(
-        profile,
-        curves,
-        budget=budget,
-        allocator=goal.allocator,
-        criterion=goal.criterion,
-        allow_estimated=goal.allow_estimated_energy,
-    )
-
-
-def _allocate_timed(
-    job: Job,
-    profile: DeviceProfile,
-    curves: Sensitivity,
-    goal: Goal,
-    budget: Mapping[str, float],
-) -> Allocation:
-    """Allocate, build the allocation with unrepaired weights, time it, and correct the budget.
-
-    Latency does not depend on the values of the weights, so the whole network can be timed before
-    the costly repair. When it misses the target although it was predicted to meet it, the latency
-    budget is tightened by what it missed, at most twice.
-    """
-    share = budget["latency_ms"] / profile.dense.median_ms
-    budget_ms = budget["latency_ms"]
-    tried: list[tuple[float, Allocation]] = []
-    aim = share * (1.0 - _MARGIN)
-    while len(tried) < 3 and not (tried and tried[-1][0] <= aim):
-        try:
-            corrected = {**budget, "latency_ms": budget_ms}
-            allocation = _allocated(profile, curves, goal, corrected)
-        except BudgetNotMetError:
-            if not tried:
-                raise
-            break
-        with working("allocate: time the network"):
-            measured = network_share(job, steps.forms(allocation), seconds=goal.network_seconds)
-        tried.append((measured, allocation))
-        budget_ms *= aim / measured
-    best, allocation = min(tried, key=lambda pair: pair[0])
-    if best > share * (1.0 + TARGET_TOLERANCE):
-        raise BudgetNotMetError(
-            f"{len(tried)} allocations were built and timed, none reached {goal.target_latency}: "
-            f"the fastest took {best:.2f}x of the dense latency. Raise --target-latency to that, "
-            "or measure again on a machine that does nothing else"
-        )
-    return allocation
-
-
-def network_share(job: Job, forms: "Mapping[str, Form]", *, seconds: float) -> float:
-    """Latency of the network with magnitude masks in these forms, as a share of the dense one."""
-    from lpvit_edge.profile import profile_networks
-    from lpvit_edge.trial import masked_by_magnitude
-
-    masked = masked_by_magnitude(job.model.module, forms)
-    patterns = {name: form.pattern for name, form in forms.items()}
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "trial.onnx"
-        steps.export_model(job, masked, patterns, path)
-        measured = profile_networks(
-            job.path("dense.onnx"), path, engine=job.engine, threads=job.threads, seconds=seconds
-        )
-    return measured["other"].median_ms / measured["dense"].median_ms
 
 
 def budget_curve(job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal) -> Curve:
@@ -245,7 +181,7 @@ def _curve_point(
 
     try:
         latency_only = {"latency_ms": share * profile.dense.median_ms}
-        allocation = _allocated(profile, curves, goal, latency_only)
+        allocation = allocated(profile, curves, goal, latency_only)
     except BudgetNotMetError:
         return None  # this device cannot go so far; the curve ends earlier
     images, _, _ = steps.read_calibration(job)
@@ -262,6 +198,12 @@ def _evaluated(job: Job, model: "nn.Module", share: float, latency_ms: float) ->
     return result.CurvePoint(
         target=share, predicted_latency_ms=latency_ms, accuracy=accuracy, images=count
     )
+
+
+def _floor_outcome(job: Job, goal: Goal, check: Check) -> dict[str, Any] | None:
+    if goal.floor is None:
+        return None
+    return outcome(files.load(FloorSearch, job.path("floor.json")), check)
 
 
 def finish(
@@ -284,6 +226,7 @@ def finish(
         export,
         check,
         targets=judge(goal.targets(), budget, allocation, check),
+        floor=_floor_outcome(job, goal, check),
         curve=curve.points,
         report=str(job.path("report.html")),
     )

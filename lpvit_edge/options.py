@@ -55,6 +55,14 @@ AllowEstimated: TypeAlias = Annotated[
         help="Limit energy or power although the profile's energies are estimated.",
     ),
 ]
+AccuracyFloor: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Accuracy that must hold with 95 % confidence, a fraction: 0.95."),
+]
+MaxDrop: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Points of accuracy that may be lost, with 95 % confidence: 1.0."),
+]
 Allocator: TypeAlias = Annotated[str, typer.Option(help="milp (exact), slope (LPViT), uniform.")]
 Criterion: TypeAlias = Annotated[
     str, typer.Option(help="hessian (after repair) or taylor (LPViT, mask only).")

@@ -278,6 +278,7 @@ class Check(Record, frozen=True, kw_only=True):
     """Dense and sparse, side by side, in one run."""
 
     KIND: ClassVar[str] = "check"
+    FORMAT: ClassVar[int] = 2
 
     fingerprint: str
     dense_onnx_sha256: str
@@ -290,3 +291,6 @@ class Check(Record, frozen=True, kw_only=True):
     accuracy_drop: float | None
     agreement: float  # share of images on which both engines answer the same
     skipped: tuple[str, ...]  # images that could not be read, with the reason
+    # None without labels, and before format 2:
+    lost: int | None = None  # images that only the dense engine gets right
+    won: int | None = None  # images that only the sparse engine gets right

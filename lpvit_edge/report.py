@@ -4,7 +4,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from lpvit_edge import table
+from lpvit_edge import floor, table
 from lpvit_edge.deps import require
 from lpvit_edge.files import write_atomic
 
@@ -21,6 +21,9 @@ def write_report(result: dict[str, Any], path: Path) -> None:
         rows=table.rows(result),
         targets=table.targets(result),
         prediction=table.prediction(result),
+        floor_line=None
+        if result["accuracy_floor"] is None
+        else floor.line(result["accuracy_floor"]),
         notes=table.notes(result),
         headline=_headline(result),
         bars=_bars(result["layers"]),

@@ -1,11 +1,11 @@
 """The document that `lpvit optimize` prints with --json and leaves as optimize.json."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from lpvit_edge.confidence import wilson
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.records import (
     Allocation,
@@ -39,6 +39,7 @@ def document(
     targets: tuple[Target, ...],
     curve: tuple[CurvePoint, ...],
     report: str,
+    floor: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One JSON document; accuracy and drop are fractions, missing numbers None with a reason."""
     measured = check.sparse.latency.median_ms
@@ -57,6 +58,7 @@ def document(
         "target_latency_ms": next((t.limit for t in latency), None),
         "target_met": all(target.met is not False for target in targets),
         "targets": msgspec.to_builtins(targets),
+        "accuracy_floor": floor,
         "predicted_latency_ms": check.predicted_latency_ms,
         "prediction_error": check.predicted_latency_ms / measured - 1.0,
         "accuracy_drop": check.accuracy_drop,
@@ -112,6 +114,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     target_latency_ms: _Positive | None
     target_met: bool
     targets: tuple[Target, ...]
+    accuracy_floor: dict[str, Any] | None
     predicted_latency_ms: float
     prediction_error: float
     accuracy_drop: float | None
@@ -169,12 +172,3 @@ def _side(side: EngineCheck) -> dict[str, Any]:
         "energy_reason": side.energy.reason,
         "mean_power_mw": side.energy.mean_power_mw,
     }
-
-
-def wilson(correct: int, total: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927); z for 95 %."""
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return (centre - half) / scale, (centre + half) / scale

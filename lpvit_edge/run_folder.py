@@ -1,5 +1,6 @@
 """One folder holds one run of the main job: what it was made for, and what it may contain."""
 
+import shutil
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ import msgspec
 from lpvit_edge import files
 from lpvit_edge.budget import named
 from lpvit_edge.errors import MismatchError
+from lpvit_edge.floor import Floor, floor_of
 from lpvit_edge.images import Preprocess, content_sha256
 from lpvit_edge.job import Job
 from lpvit_edge.records import ModelIdentity, Record
@@ -19,6 +21,7 @@ ARTEFACTS = (
     "device_profile.partial.json",
     "device_profile.json",
     "sensitivity.json",
+    "floor.json",
     "allocation.json",
     "model.safetensors",
     "prune.json",
@@ -33,9 +36,11 @@ ARTEFACTS = (
     "report.html",
 )
 
+STEPS_FOLDER = "floor"  # of the search for the accuracy floor, while it runs
+
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """What to reach and how: at least one target."""
+    """What to reach and how: targets, an accuracy floor, or both."""
 
     target_latency: str | None = None
     target_energy: str | None = None
@@ -43,6 +48,8 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     target_macs: str | None = None
     target_weights: str | None = None
     allow_estimated_energy: bool = False
+    accuracy_floor: float | None = None  # a fraction
+    max_drop: float | None = None  # points, from the dense model
     allocator: str = "milp"
     criterion: str = "hessian"
     curve: bool = True
@@ -60,9 +67,15 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
             weight_bytes=self.target_weights,
         )
 
+    @property
+    def floor(self) -> Floor | None:
+        """The accuracy floor, if one was given."""
+        return floor_of(self.accuracy_floor, self.max_drop)
+
     def or_default(self) -> "Goal":
-        """Half the dense latency where no target was given."""
-        return self if self.targets() else msgspec.structs.replace(self, target_latency="0.5x")
+        """Half the dense latency where neither a target nor a floor was given."""
+        given = self.targets() or self.floor is not None
+        return self if given else msgspec.structs.replace(self, target_latency="0.5x")
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -87,6 +100,8 @@ class Run(Record, frozen=True, kw_only=True):
     target_macs: str | None = None
     target_weights: str | None = None
     allow_estimated_energy: bool = False
+    accuracy_floor: float | None = None
+    max_drop: float | None = None
 
 
 def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
@@ -103,6 +118,8 @@ def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
         target_macs=goal.target_macs,
         target_weights=goal.target_weights,
         allow_estimated_energy=goal.allow_estimated_energy,
+        accuracy_floor=goal.accuracy_floor,
+        max_drop=goal.max_drop,
         allocator=goal.allocator,
         criterion=goal.criterion,
         engine=job.engine,
@@ -120,6 +137,7 @@ def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
     elif found and overwrite:
         for name in found:
             job.path(name).unlink()
+        shutil.rmtree(job.path(STEPS_FOLDER), ignore_errors=True)
     files.save(run, job.path("run.json"))
 
 

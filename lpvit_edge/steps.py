@@ -153,7 +153,7 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
             "model.safetensors was pruned under another allocation.json; run `lpvit prune` again"
         )
     pruned = copy.deepcopy(job.model.module)
-    pruned.load_state_dict(_pruned_weights(job))
+    pruned.load_state_dict(pruned_weights(job))
     patterns = {name: form.pattern for name, form in forms(allocation).items()}
     path = job.path("model.onnx")
     with working("export: model.onnx, against torch"):
@@ -178,7 +178,8 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
     return record
 
 
-def _pruned_weights(job: Job) -> "dict[str, torch.Tensor]":
+def pruned_weights(job: Job) -> "dict[str, torch.Tensor]":
+    """The tensors of model.safetensors."""
     from lpvit_edge.deps import require
 
     weights: dict[str, torch.Tensor] = require("safetensors.torch").load_file(

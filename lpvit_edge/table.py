@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lpvit_edge import floor
 from lpvit_edge.targets import line
 
 Row = tuple[str, str, str, str]  # what, dense, sparse, ratio or difference
@@ -119,6 +120,8 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(*row)
     console.print(table)
     console.print("; ".join([*targets(result), prediction(result)]), soft_wrap=True)
+    if result["accuracy_floor"] is not None:
+        console.print(floor.line(result["accuracy_floor"]), soft_wrap=True)
     for note in notes(result):
         console.print(note, soft_wrap=True, style="yellow", markup=False)
 

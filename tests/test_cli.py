@@ -175,3 +175,17 @@ def test_a_limit_of_energy_without_a_sensor_ends_in_6(tmp_path: Path) -> None:
     files.save(device_records.curves(), tmp_path / "sensitivity.json")
     done = lpvit("allocate", tmp_path, "--target-energy", "40mJ")
     assert_refused(done, code=6, message="energies are unavailable (no power sensor)")
+
+
+def test_a_floor_that_the_images_cannot_prove_ends_in_5_before_anything_is_measured(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    done = lpvit(
+        "optimize", tiny_project / "model.toml", "--out", tmp_path / "run", "--images", "24",
+        "--patterns", "64x1", "--max-drop", "1.0",
+    )  # fmt: skip
+    assert_refused(
+        done, code=5, message="12 held-out images cannot prove a drop of at most 1 points"
+    )
+    assert not (tmp_path / "run/device_profile.json").exists()
