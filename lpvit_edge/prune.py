@@ -2,9 +2,8 @@
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
 
 import msgspec
 import torch
@@ -12,42 +11,30 @@ from torch import Tensor, nn
 
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk
-from lpvit_edge.pattern import DENSE, TWO_FOUR_SPARSITY, Pattern
+from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.records import LayerShape, PrunedLayer
-from lpvit_edge.repair import (
-    Statistics,
-    choose_mask,
-    expand,
-    normal_equations,
-    relative_error,
-    removal_costs,
-    resolve,
-    unmasked_solution,
-)
-from lpvit_edge.statistics import layer_inputs, layer_statistics, stage_input, with_bias
+from lpvit_edge.repair import relative_error
+from lpvit_edge.solve import Form, Scores, Settings, block_sums, solve_layer
+from lpvit_edge.statistics import each_input, layer_statistics, stage_input, stage_pass
 
-Scores = Mapping[str, Tensor]  # layer -> scores (N / rows, K / cols) of blocks, small ones go first
-
-
-class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What one layer is to become."""
-
-    pattern: Pattern = DENSE
-    sparsity: float = 0.0  # 2:4 has one only, 0.5
+__all__ = [
+    "DoneLayer",
+    "Form",
+    "Scores",
+    "Settings",
+    "block_sums",
+    "prune",
+    "refuse_few_images",
+    "refuse_poor_calibration",
+]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How blocks are chosen and what happens to the weights that remain.
+class DoneLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer that an earlier, interrupted run has pruned."""
 
-    selection "obs" uses the removal costs of lpvit_edge.repair, "magnitude" the squared norm of a
-    block, "scores" the scores handed in (LPViT's Taylor scores, say).
-    """
-
-    selection: Literal["obs", "magnitude", "scores"] = "obs"
-    repair: bool = True
-    damping: float = 0.01  # share of the Hessian's mean diagonal that is added to its diagonal
-    steps: int = 32  # batches in which the elimination removes a layer's blocks
-    batch: int = 32  # images per forward pass
+    entry: PrunedLayer
+    weight: Tensor  # (N, K)
+    bias: Tensor | None  # (N,)
 
 
 def prune(
@@ -58,18 +45,20 @@ def prune(
     *,
     settings: Settings | None = None,
     scores: Scores | None = None,
+    done: Mapping[str, DoneLayer] | None = None,
 ) -> Iterator[tuple[PrunedLayer, nn.Module]]:
     """Prune layer after layer; each item is what happened to a layer, and the model so far.
 
     images (n, 3, S, S), normalized. A layer that `forms` leaves dense is re-solved without a mask
-    once the prefix before it has changed. The given model stays as it is. Raises PruningError,
-    naming the layer and the remedy.
+    once the prefix before it has changed. Layers in `done` are taken as they are, so that a run
+    goes on where it was interrupted. The given model stays as it is. Raises PruningError, naming
+    the layer and the remedy.
     """
     settings = settings or Settings()
-    _refuse_poor_calibration(walk.layers, images)
+    refuse_poor_calibration(walk.layers, images)
     _refuse_misfits(walk.layers, forms)
     pruned = copy.deepcopy(model)
-    changed = False
+    run = _Run(model=model, pruned=pruned, forms=forms, settings=settings, scores=scores or {})
     starts = range(0, len(images), settings.batch)
     batches = [images[start : start + settings.batch] for start in starts]
     first = walk.stages[0][0]
@@ -77,85 +66,79 @@ def prune(
     pruned_in = dense_in
     for stage, names in walk.stages:
         dense_stage, pruned_stage = model.get_submodule(stage), pruned.get_submodule(stage)
-        inputs = layer_inputs(dense_stage, _linears(model, names), dense_in)
-        for name in names:
-            form = forms.get(name, Form())
-            if form.sparsity == 0.0 and not (changed and settings.repair):
-                continue
-            started = time.perf_counter()
-            layer, dense_layer = (_linears(m, (name,))[name] for m in (pruned, model))
-            with _naming(name):
-                statistics = layer_statistics(
-                    pruned_stage, layer, pruned_in, dense_layer, inputs[name]
-                )
-                V, mask, damping = _solve(layer, form, statistics, settings, scores, name)
-            error = relative_error(V, with_bias(layer), statistics)
-            _write(layer, V)
-            changed = True
-            yield (
-                PrunedLayer(
-                    layer=name,
-                    pattern=str(form.pattern),
-                    sparsity=1.0 - float(mask.float().mean()),
-                    relative_error=error,
-                    damping=damping,
-                    seconds=time.perf_counter() - started,
-                ),
-                pruned,
-            )
+        known = {name: done[name] for name in names if done and name in done}
         if stage:
-            with torch.no_grad():
-                dense_in = [dense_stage(batch) for batch in dense_in]
-                pruned_in = [pruned_stage(batch) for batch in pruned_in]
+            needed = {name: _linear(model, name) for name in names if name not in known}
+            inputs, dense_out = stage_pass(dense_stage, needed, dense_in)
+        for name in names:
+            if name in known:
+                entry = run.take(name, known[name])
+            elif not run.concerns(name):
+                continue
+            else:
+                x = inputs.pop(name) if stage else each_input(model, _linear(model, name), batches)
+                entry = run.prune_layer(name, pruned_stage, pruned_in, x)
+            yield entry, pruned
+        if stage:
+            _, pruned_in = stage_pass(pruned_stage, {}, pruned_in)
+            dense_in = dense_out
 
 
-def _solve(
-    layer: nn.Linear,
-    form: Form,
-    statistics: Statistics,
-    settings: Settings,
-    scores: Scores | None,
-    name: str,
-) -> tuple[Tensor, Tensor, float]:
-    """The new weight (N, K) with its bias column, the block mask, and the damping used."""
-    W = with_bias(layer)
-    pattern = form.pattern
-    system = normal_equations(W, statistics, damping=settings.damping, free=layer.in_features)
-    if form.sparsity == 0.0:
-        return unmasked_solution(system), torch.ones(1, 1), system.damping
-    if settings.selection == "obs":
-        costs = removal_costs(unmasked_solution(system), system, pattern, steps=settings.steps)
-    elif settings.selection == "magnitude":
-        costs = block_sums(layer.weight.detach().square(), pattern)
-    elif scores is None or name not in scores:
-        raise PruningError("selection 'scores' needs a score for every block of this layer")
-    else:
-        costs = scores[name]
-    mask = choose_mask(costs, pattern, sparsity=form.sparsity)
-    if settings.repair:
-        return resolve(system, mask, pattern), mask, system.damping
-    V = W.double()
-    V[:, : layer.in_features] *= expand(mask, pattern)
-    return V, mask, system.damping
+class _Run(msgspec.Struct, kw_only=True):
+    """One pass over the layers of a model."""
+
+    model: nn.Module
+    pruned: nn.Module
+    forms: Mapping[str, Form]
+    settings: Settings
+    scores: Scores
+    changed: bool = False  # whether any layer before the next one has changed
+
+    def concerns(self, name: str) -> bool:
+        """Whether the layer changes at all: pruned, or correcting what came before it."""
+        return self._form(name).sparsity > 0.0 or (self.changed and self.settings.repair)
+
+    def _form(self, name: str) -> Form:
+        return self.forms.get(name, Form())
+
+    def prune_layer(
+        self, name: str, stage: nn.Module, batches: list[Tensor], x: Iterable[Tensor]
+    ) -> PrunedLayer:
+        started = time.perf_counter()
+        layer, dense_layer = _linear(self.pruned, name), _linear(self.model, name)
+        form = self._form(name)
+        with _naming(name):
+            statistics = layer_statistics(stage, layer, batches, dense_layer, x)
+            solved = solve_layer(layer, form, statistics, self.settings, self.scores.get(name))
+        error = relative_error(solved.V, statistics)
+        bias = None if layer.bias is None else solved.V[:, -1]
+        self._write(layer, solved.V[:, : layer.in_features], bias)
+        return PrunedLayer(
+            layer=name,
+            pattern=str(form.pattern),
+            sparsity=solved.sparsity,
+            relative_error=error,
+            damping=solved.damping,
+            seconds=time.perf_counter() - started,
+        )
+
+    def take(self, name: str, done: DoneLayer) -> PrunedLayer:
+        """Put in what an earlier run made of the layer."""
+        self._write(_linear(self.pruned, name), done.weight, done.bias)
+        return done.entry
+
+    def _write(self, layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            if layer.bias is not None and bias is not None:
+                layer.bias.copy_(bias)
+        self.changed = True
 
 
-def block_sums(values: Tensor, pattern: Pattern) -> Tensor:
-    """Sum a weight-shaped tensor (N, K) over each block: (N / rows, K / cols)."""
-    N, K = values.shape
-    rows, cols = pattern.rows, pattern.cols
-    return values.reshape(N // rows, rows, K // cols, cols).sum((1, 3))
-
-
-def _write(layer: nn.Linear, V: Tensor) -> None:
-    with torch.no_grad():
-        layer.weight.copy_(V[:, : layer.in_features])
-        if layer.bias is not None:
-            layer.bias.copy_(V[:, -1])
-
-
-def _linears(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Linear]:
-    found = {name: model.get_submodule(name) for name in names}
-    return {name: layer for name, layer in found.items() if isinstance(layer, nn.Linear)}
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 @contextmanager
@@ -167,7 +150,10 @@ def _naming(layer: str) -> Iterator[None]:
         raise PruningError(f"{layer}: {error}") from error
 
 
-def _refuse_poor_calibration(layers: tuple[LayerShape, ...], images: Tensor) -> None:
+def refuse_poor_calibration(layers: tuple[LayerShape, ...], images: Tensor) -> None:
+    """Raise PruningError for images (n, 3, S, S) from which no layer can be repaired."""
+    if not bool(torch.isfinite(images).all()):
+        raise PruningError("the calibration images hold NaN or Inf; check the preprocessing")
     if len(images) > 1 and bool((images == images[:1]).all()):
         raise PruningError(
             f"all {len(images)} calibration images are alike; take images as they come from the "

@@ -1,7 +1,7 @@
 """Choose blocks by group OBS and re-solve the weights that remain, in closed form.
 
 Symbols: W (N, K) the weight of a linear layer, x (K,) what the dense model feeds it, z (K,) what
-the already pruned prefix feeds it, A = E[z z^T], C = E[x z^T]. The repaired weight minimizes
+the already pruned prefix feeds it, A = E[z z^T], B = E[W x z^T]. The repaired weight minimizes
 
     E |W x - V z|^2 + lam |V - W|^2        over V with zeros outside the kept blocks,
 
@@ -28,7 +28,7 @@ class Statistics(msgspec.Struct, kw_only=True):
     """Second moments of one layer's inputs; K counts the constant 1 when there is a bias."""
 
     A: Tensor  # (K, K) float64, E[z z^T]
-    C: Tensor  # (K, K) float64, E[x z^T]
+    B: Tensor  # (N, K) float64, E[W x z^T]
     target_energy: float  # E |W x|^2
     tokens: int
 
@@ -43,22 +43,21 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def normal_equations(W: Tensor, statistics: Statistics, *, damping: float, free: int) -> System:
-    """A + lam I and W C + lam W, with lam = damping * mean(diag A).
+    """A + lam I and E[W x z^T] + lam W, with lam = damping * mean(diag A).
 
     W (N, K) includes the bias column where the statistics have one. Raises PruningError when
     the statistics are not finite or all zero.
     """
-    A, C = statistics.A, statistics.C
-    if not (torch.isfinite(A).all() and torch.isfinite(C).all()):
+    A, B = statistics.A, statistics.B
+    if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
         raise PruningError("its inputs hold NaN or Inf; check the images and the weights")
     scale = float(A.diagonal()[:free].mean())
     if scale <= 0.0:
         raise PruningError("its inputs are all zero on the calibration images")
     lam = damping * scale
-    W = W.to(A.dtype)
-    return System(
-        A=A + lam * torch.eye(len(A), dtype=A.dtype), B=W @ C + lam * W, free=free, damping=lam
-    )
+    damped = A.clone()
+    damped.diagonal().add_(lam)
+    return System(A=damped, B=B + lam * W.to(A.dtype), free=free, damping=lam)
 
 
 def cholesky(A: Tensor) -> Tensor:
@@ -108,8 +107,8 @@ def removal_costs(
 def _eliminate(W: Tensor, P: Tensor, cols: int, free: int, *, steps: int) -> Tensor:
     """Costs (free / cols,) of one block row; W (rows, K), P (K, K) the inverse Hessian."""
     groups = free // cols
-    costs = torch.zeros(groups)
-    alive = torch.arange(groups)
+    costs = torch.zeros(groups, device=W.device)
+    alive = torch.arange(groups, device=W.device)
     batch = max(1, -(-groups // steps))
     floor = 0.0
     while len(alive) > batch:
@@ -143,12 +142,13 @@ def _diagonal_blocks(P: Tensor, cols: int, groups: int) -> Tensor:
 
 
 def _columns(groups: Tensor, cols: int) -> Tensor:
-    return (groups[:, None] * cols + torch.arange(cols)).reshape(-1)
+    return (groups[:, None] * cols + torch.arange(cols, device=groups.device)).reshape(-1)
 
 
 def _remove(W: Tensor, P: Tensor, gone: Tensor, stay: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
     """OBS update: the kept columns take over what the removed ones did."""
-    stay = torch.cat([stay, torch.arange(pruned, P.shape[1])])  # the constant column stays
+    constant = torch.arange(pruned, P.shape[1], device=P.device)
+    stay = torch.cat([stay, constant])
     cross = P[gone][:, stay]
     factor = torch.linalg.solve(P[gone][:, gone], cross)
     return W[:, stay] - W[:, gone] @ factor, P[stay][:, stay] - cross.T @ factor
@@ -162,7 +162,7 @@ def choose_mask(costs: Tensor, pattern: Pattern, *, sparsity: float) -> Tensor:
 def keep_mask(costs: Tensor, *, sparsity: float) -> Tensor:
     """Boolean mask shaped like `costs` that drops the cheapest share of the blocks."""
     dropped = round(sparsity * costs.numel())
-    keep = torch.ones(costs.numel(), dtype=torch.bool)
+    keep = torch.ones(costs.numel(), dtype=torch.bool, device=costs.device)
     keep[costs.flatten().argsort(stable=True)[:dropped]] = False
     return keep.view(costs.shape)
 
@@ -176,7 +176,7 @@ def resolve(system: System, mask: Tensor, pattern: Pattern) -> Tensor:
     if pattern.kind == "2:4":
         return resolve_rows(system.A, system.B, mask)
     V = torch.zeros_like(system.B)
-    constant = torch.arange(system.free, len(system.A))
+    constant = torch.arange(system.free, len(system.A), device=system.A.device)
     for row, kept in enumerate(mask):
         S = torch.cat([_columns(kept.nonzero()[:, 0], pattern.cols), constant])
         if not len(S):
@@ -192,9 +192,8 @@ def expand(mask: Tensor, pattern: Pattern) -> Tensor:
     return mask.repeat_interleave(pattern.rows, 0).repeat_interleave(pattern.cols, 1)
 
 
-def relative_error(V: Tensor, W: Tensor, statistics: Statistics) -> float:
-    """E|W x - V z|^2 / E|W x|^2; V, W (N, K) with the bias column where there is one."""
-    A, C = statistics.A, statistics.C
-    cross = float(((W.to(C.dtype) @ C) * V).sum())
-    own = float(((V @ A) * V).sum())
+def relative_error(V: Tensor, statistics: Statistics) -> float:
+    """E|W x - V z|^2 / E|W x|^2; V (N, K) with the bias column where there is one."""
+    cross = float((statistics.B * V).sum())
+    own = float(((V @ statistics.A) * V).sum())
     return max(0.0, statistics.target_energy - 2 * cross + own) / statistics.target_energy

@@ -26,9 +26,9 @@ from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.progress import track
-from lpvit_edge.prune import block_sums
 from lpvit_edge.records import LayerShape, SensitivityCurve
 from lpvit_edge.repair import Statistics, normal_equations, removal_costs
+from lpvit_edge.solve import block_sums
 from lpvit_edge.statistics import with_bias
 from lpvit_edge.two_four import two_of_four
 
@@ -141,12 +141,11 @@ def hessian_costs(
 ) -> Tensor:
     """Removal costs weighted with the output Fisher, per image and in units of the loss."""
     A = (moments.A / moments.tokens).double()
-    statistics = Statistics(A=A, C=A, target_energy=1.0, tokens=moments.tokens)
-    W = with_bias(layer)
+    W = with_bias(layer).to(A.dtype)
+    statistics = Statistics(A=A, B=W @ A, target_energy=1.0, tokens=moments.tokens)
     system = normal_equations(W, statistics, damping=damping, free=layer.in_features)
     fisher = moments.G / moments.tokens
-    V = W.to(A.dtype)
-    return removal_costs(V, system, pattern, row_weights=fisher.to(A.dtype), steps=steps) / 2
+    return removal_costs(W, system, pattern, row_weights=fisher.to(A.dtype), steps=steps) / 2
 
 
 def curve(

@@ -22,6 +22,7 @@ TORCH_MODULES = {
     "lpvit_edge.prune",
     "lpvit_edge.repair",
     "lpvit_edge.sensitivity",
+    "lpvit_edge.solve",
     "lpvit_edge.statistics",
     "lpvit_edge.trial",
     "lpvit_edge.two_four",

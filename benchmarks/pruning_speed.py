@@ -1,0 +1,157 @@
+"""How long pruning takes, where the time goes, and how much memory it needs.
+
+OMP_NUM_THREADS=2 python benchmarks/pruning_speed.py --models deit_base_patch16_224 --pattern 64x16
+
+The weights are random, since the time does not depend on their values: nothing here says anything
+about accuracy. Images are smooth noise at the model's size. One run of each model in a process of
+its own, so that the peak memory is that model's.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from lpvit_edge import prune as pruning
+from lpvit_edge import solve
+from lpvit_edge.deps import require
+from lpvit_edge.layers import walk
+from lpvit_edge.pattern import TWO_FOUR_SPARSITY, parse_pattern
+
+T = TypeVar("T")
+# What is timed: the module in which a name is looked up, the name, and the word for it.
+PHASES = (
+    (pruning, "stage_pass", "forward passes, whole blocks"),
+    (pruning, "layer_statistics", "forward passes to a layer, and its second moments"),
+    (solve, "removal_costs", "selection"),
+    (solve, "unmasked_solution", "solution without a mask"),
+    (solve, "resolve", "re-solve on the mask"),
+)
+
+
+def timed(function: Callable[..., T], what: str, seconds: "Counter[str]") -> Callable[..., T]:
+    """The function, its wall time added to seconds[what]."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> T:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[what] += time.perf_counter() - started  # type: ignore[assignment]
+
+    return run
+
+
+def smooth_images(count: int, size: int) -> torch.Tensor:
+    """Noise (count, 3, size, size) with detail at several scales."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.zeros(count, 3, size, size)
+    for side in (size // 32, size // 8, size):
+        noise = torch.randn(count, 3, side, side, generator=generator)
+        images += torch.nn.functional.interpolate(noise, size=(size, size), mode="bilinear")
+    return images
+
+
+def measure(name: str, *, pattern: str, sparsity: float, images: int) -> dict[str, Any]:
+    """Prune one model with random weights and note time, phases and peak memory."""
+    torch.manual_seed(0)
+    model = require("timm").create_model(name, num_classes=1000).eval()
+    size = 224
+    seconds: Counter[str] = Counter()
+    for module, attribute, what in PHASES:
+        setattr(module, attribute, timed(getattr(module, attribute), what, seconds))
+    found = walk(model, image_size=size)
+    form = pruning.Form(pattern=parse_pattern(pattern), sparsity=sparsity)
+    forms = {layer.name: form for layer in found.layers}
+    calibration = smooth_images(images, size)
+    before_mib = _peak_mib()
+    started = time.perf_counter()
+    layers = sum(1 for _ in pruning.prune(model, found, forms, calibration))
+    total_s = time.perf_counter() - started
+    phases = {what: round(value, 1) for what, value in seconds.items()}
+    return {
+        "model": name,
+        "pattern": pattern,
+        "sparsity": sparsity,
+        "images": images,
+        "image_size": size,
+        "layers": layers,
+        "threads": torch.get_num_threads(),
+        "total_s": round(total_s, 1),
+        "phases_s": phases,
+        "other_s": round(total_s - sum(seconds.values()), 1),
+        "peak_rss_mib": _peak_mib(),
+        "rss_before_mib": before_mib,
+    }
+
+
+def _peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["deit_small_patch16_224"])
+    parser.add_argument("--pattern", default="64x16")
+    parser.add_argument("--sparsity", type=float, default=TWO_FOUR_SPARSITY)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--out", type=Path, help="append the results to this JSON file")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        row = measure(
+            arguments.models[0],
+            pattern=arguments.pattern,
+            sparsity=arguments.sparsity,
+            images=arguments.images,
+        )
+        print(json.dumps(row))
+        return
+    rows = [_in_a_process_of_its_own(name, arguments) for name in arguments.models]
+    for row in rows:
+        print(json.dumps(row, indent=1))
+    if arguments.out is not None:
+        _append(arguments.out, rows)
+
+
+def _in_a_process_of_its_own(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    options = ["--pattern", arguments.pattern, "--sparsity", str(arguments.sparsity)]
+    command = [sys.executable, __file__, "--one", "--models", name, *options]
+    command += ["--images", str(arguments.images)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    row: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return row
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    known: dict[str, Any] = {"schema": "lpvit.bench.pruning_speed/1", "rows": []}
+    if path.exists():
+        known = json.loads(path.read_text())
+    known["machine"] = {
+        "cpu": _cpu(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    known["rows"] += rows
+    path.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(names)} threads"
+
+
+if __name__ == "__main__":
+    main()
