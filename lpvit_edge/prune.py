@@ -63,7 +63,8 @@ def prune(
     batches = [images[start : start + settings.batch] for start in starts]
     first = walk.stages[0][0]
     dense_in = [stage_input(model, first, batch) for batch in batches] if first else batches
-    pruned_in = dense_in
+    pruned_in = dense_out = dense_in
+    inputs: dict[str, list[Tensor]] = {}
     for stage, names in walk.stages:
         dense_stage, pruned_stage = model.get_submodule(stage), pruned.get_submodule(stage)
         known = {name: done[name] for name in names if done and name in done}
