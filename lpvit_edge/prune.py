@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
+from lpvit_edge.permute import reorder_stage
 from lpvit_edge.records import LayerShape, PrunedLayer
 from lpvit_edge.repair import relative_error
 from lpvit_edge.solve import Form, Scores, Settings, block_sums, solve_layer
@@ -58,6 +59,8 @@ def prune(
     refuse_poor_calibration(walk.layers, images)
     _refuse_misfits(walk.layers, forms)
     pruned = copy.deepcopy(model)
+    if settings.permute:
+        model = copy.deepcopy(model)  # is reordered as the pruned one is
     run = _Run(model=model, pruned=pruned, forms=forms, settings=settings, scores=scores or {})
     starts = range(0, len(images), settings.batch)
     batches = [images[start : start + settings.batch] for start in starts]
@@ -67,7 +70,9 @@ def prune(
     inputs: dict[str, list[Tensor]] = {}
     for stage, names in walk.stages:
         dense_stage, pruned_stage = model.get_submodule(stage), pruned.get_submodule(stage)
-        known = {name: done[name] for name in names if done and name in done}
+        known = run.known(names, done or {}) if stage else dict(done or {})
+        if stage and settings.permute and not known:
+            reorder_stage((model, pruned), stage, names, forms, dense_in)
         if stage:
             needed = {name: _linear(model, name) for name in names if name not in known}
             inputs, dense_out = stage_pass(dense_stage, needed, dense_in)
@@ -98,6 +103,17 @@ class _Run(msgspec.Struct, kw_only=True):
     def concerns(self, name: str) -> bool:
         """Whether the layer changes at all: pruned, or correcting what came before it."""
         return self._form(name).sparsity > 0.0 or (self.changed and self.settings.repair)
+
+    def known(self, names: tuple[str, ...], done: Mapping[str, DoneLayer]) -> dict[str, DoneLayer]:
+        """The layers of a stage that an earlier run has pruned.
+
+        In a stage that may be reordered all or none: its layers must agree on one order.
+        """
+        found = {name: done[name] for name in names if name in done}
+        first = next((i for i, name in enumerate(names) if self.concerns(name)), len(names))
+        expected = names[first:] if self.settings.repair else [*filter(self.concerns, names)]
+        whole = all(name in found for name in expected)
+        return found if whole or not self.settings.permute else {}
 
     def _form(self, name: str) -> Form:
         return self.forms.get(name, Form())

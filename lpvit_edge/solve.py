@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     damping: float = 0.01  # share of the Hessian's mean diagonal that is added to its diagonal
     steps: int = 32  # batches in which the elimination removes a layer's blocks
     batch: int = 32  # images per forward pass
+    permute: bool = True  # reorder neurons and channels first, where blocks gain from it
 
 
 class Solution(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ TORCH_MODULES = {
     "lpvit_edge.export",
     "lpvit_edge.layers",
     "lpvit_edge.models",
+    "lpvit_edge.permute",
     "lpvit_edge.prune",
     "lpvit_edge.repair",
     "lpvit_edge.sensitivity",
