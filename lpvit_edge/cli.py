@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lpvit_edge import __version__, allocate_cli, options, power_cli
+from lpvit_edge import __version__, allocate_cli, finetune_cli, options, power_cli
 from lpvit_edge.errors import LpvitEdgeError
 
 app = typer.Typer(
@@ -248,6 +248,7 @@ def report(
 
 
 allocate_cli.register(app)
+finetune_cli.register(app)
 power_cli.register(app)
 
 

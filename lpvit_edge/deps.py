@@ -6,6 +6,7 @@ from typing import Any
 from lpvit_edge.errors import MissingDependencyError
 
 _EXTRA_OF = {
+    "accelerate": "finetune",
     "av": "camera",
     "jinja2": "prune",
     "onnx": "cpu",

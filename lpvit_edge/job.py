@@ -55,7 +55,7 @@ def prepare(
     heldout_images = scan_folder(_given(heldout, "heldout"), labels=model.labels)
     # Without labels in the model file the held-out folders name the classes, for both sets:
     # a calibration set that lacks a class must not shift the others.
-    labels = model.labels or class_names(heldout_images.folder)
+    labels = _class_order(model, heldout_images)
     calibration_images = scan_folder(_given(calibration, "calibration"), labels=labels)
     walked = walk(model.module, image_size=model.preprocess.image_size)
     _refuse_wrong_classes(model, heldout_images)
@@ -97,6 +97,15 @@ def prepare_without_images(
         threads=threads,
         patterns=patterns,
     )
+
+
+def class_order(job: Job) -> tuple[str, ...] | None:
+    """The classes in the order of the model's outputs, by which every folder is read."""
+    return _class_order(job.model, job.heldout)
+
+
+def _class_order(model: "LoadedModel", heldout: ImageFolder) -> tuple[str, ...] | None:
+    return model.labels or class_names(heldout.folder)
 
 
 def _given(folder: Path | None, name: str) -> Path:

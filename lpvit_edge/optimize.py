@@ -16,6 +16,7 @@ from lpvit_edge.floor_search import find_strongest
 from lpvit_edge.job import Job
 from lpvit_edge.network_cost import dense_totals
 from lpvit_edge.progress import track
+from lpvit_edge.recipe import current
 from lpvit_edge.records import (
     Allocation,
     Check,
@@ -72,19 +73,20 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         lambda: choose(job, profile, curves, goal, budget=budget),
     )
     chosen = files.sha256_of(job.path("allocation.json"))
-    pruned = _once(
+    _once(
         job,
         "prune.json",
         PruneLog,
         lambda: steps.prune(job, allocation),
         fits=lambda log: log.allocation_sha256 == chosen,
     )
+    weights = files.sha256_of(job.path("model.safetensors"))  # pruned, perhaps fine-tuned
     export = _once(
         job,
         "export.json",
         ExportLog,
         lambda: steps.export(job, allocation),
-        fits=lambda log: log.model_sha256 == pruned.model_sha256,
+        fits=lambda log: log.model_sha256 == weights,
     )
     _once(
         job,
@@ -227,6 +229,7 @@ def finish(
         check,
         targets=judge(goal.targets(), budget, allocation, check),
         floor=_floor_outcome(job, goal, check),
+        finetuned=current(job.folder, export.model_sha256),
         curve=curve.points,
         report=str(job.path("report.html")),
     )

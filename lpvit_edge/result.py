@@ -7,6 +7,7 @@ import msgspec
 
 from lpvit_edge.confidence import wilson
 from lpvit_edge.errors import FileFormatError
+from lpvit_edge.recipe import FinetuneLog
 from lpvit_edge.records import (
     Allocation,
     Check,
@@ -40,6 +41,7 @@ def document(
     curve: tuple[CurvePoint, ...],
     report: str,
     floor: dict[str, Any] | None = None,
+    finetuned: FinetuneLog | None = None,
 ) -> dict[str, Any]:
     """One JSON document; accuracy and drop are fractions, missing numbers None with a reason."""
     measured = check.sparse.latency.median_ms
@@ -59,6 +61,9 @@ def document(
         "target_met": all(target.met is not False for target in targets),
         "targets": msgspec.to_builtins(targets),
         "accuracy_floor": floor,
+        "finetuned": None
+        if finetuned is None
+        else {"epochs": finetuned.recipe.epochs, "images": finetuned.images},
         "predicted_latency_ms": check.predicted_latency_ms,
         "prediction_error": check.predicted_latency_ms / measured - 1.0,
         "accuracy_drop": check.accuracy_drop,
@@ -115,6 +120,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     target_met: bool
     targets: tuple[Target, ...]
     accuracy_floor: dict[str, Any] | None
+    finetuned: dict[str, Any] | None
     predicted_latency_ms: float
     prediction_error: float
     accuracy_drop: float | None

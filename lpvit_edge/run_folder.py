@@ -25,6 +25,8 @@ ARTEFACTS = (
     "allocation.json",
     "model.safetensors",
     "prune.json",
+    "finetune.state.pt",
+    "finetune.json",
     "model.onnx",
     "export.json",
     "manifest.json",

@@ -90,7 +90,6 @@ def sensitivity(job: Job) -> Sensitivity:
 
 def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = None) -> PruneLog:
     """Prune and repair every layer as allocated; the weights go to model.safetensors."""
-    from lpvit_edge.deps import require
     from lpvit_edge.prune import Settings, prune
 
     refuse_other_model(allocation.model, job.model.identity, what="the allocation")
@@ -103,9 +102,7 @@ def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = Non
         log.append(layer)
         model = so_far
     weights = job.path("model.safetensors")
-    save_file = require("safetensors.torch").save_file
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    files.replace_atomic(weights, lambda temporary: save_file(state, temporary))
+    save_weights(model, weights)
     record = PruneLog(
         model=job.model.identity,
         allocation_sha256=files.sha256_of(job.path("allocation.json")),
@@ -118,6 +115,15 @@ def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = Non
     )
     files.save(record, job.path("prune.json"))
     return record
+
+
+def save_weights(model: "nn.Module", path: Path) -> None:
+    """Write all tensors of a model, whole or not at all."""
+    from lpvit_edge.deps import require
+
+    save_file = require("safetensors.torch").save_file
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    files.replace_atomic(path, lambda temporary: save_file(state, temporary))
 
 
 def forms(allocation: Allocation) -> "dict[str, Form]":
@@ -145,12 +151,19 @@ def refuse_other_model(found: ModelIdentity, expected: ModelIdentity, *, what: s
 def export(job: Job, allocation: Allocation) -> ExportLog:
     """Write model.onnx and hold it against the pruned torch model in two runtimes."""
     from lpvit_edge.export import compare_runtimes
+    from lpvit_edge.recipe import current
 
     log = files.load(PruneLog, job.path("prune.json"))
     refuse_other_model(log.model, job.model.identity, what="model.safetensors")
     if log.allocation_sha256 != files.sha256_of(job.path("allocation.json")):
         raise MismatchError(
             "model.safetensors was pruned under another allocation.json; run `lpvit prune` again"
+        )
+    weights_sha256 = files.sha256_of(job.path("model.safetensors"))
+    if weights_sha256 != log.model_sha256 and current(job.folder, weights_sha256) is None:
+        raise MismatchError(
+            "model.safetensors is neither what prune.json nor what finetune.json is about; run "
+            "`lpvit prune` again"
         )
     pruned = copy.deepcopy(job.model.module)
     pruned.load_state_dict(pruned_weights(job))
@@ -166,7 +179,7 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
             for model, file in ((pruned, path), (job.model.module, job.path("dense.onnx")))
         )
     record = ExportLog(
-        model_sha256=files.sha256_of(job.path("model.safetensors")),
+        model_sha256=weights_sha256,
         onnx_sha256=files.sha256_of(path),
         images=min(8, len(images)),
         tolerance=TOLERANCE,

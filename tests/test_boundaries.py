@@ -10,11 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
-    "av", "cv2", "jinja2", "onnx", "onnxruntime", "onnxscript", "openvino", "PIL", "pynvml",
-    "safetensors", "scipy", "tensorrt", "timm", "torch", "torchvision", "triton",
+    "accelerate", "av", "cv2", "jinja2", "onnx", "onnxruntime", "onnxscript", "openvino", "PIL",
+    "pynvml", "safetensors", "scipy", "tensorrt", "timm", "torch", "torchvision", "triton",
 }  # fmt: skip
 # These modules do nothing without torch; whoever needs one imports it inside a function.
 TORCH_MODULES = {
+    "lpvit_edge.distill",
     "lpvit_edge.evaluate",
     "lpvit_edge.export",
     "lpvit_edge.layers",

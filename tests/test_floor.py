@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpvit_edge import files, floor_search, run_folder
+from lpvit_edge import files, run_folder
 from lpvit_edge import optimize as main_job
 from lpvit_edge.confidence import one_sided_z, tango_upper, wilson
 from lpvit_edge.errors import AccuracyFloorError, DataError, UnknownOptionError
@@ -249,7 +249,7 @@ def test_without_a_target_it_goes_as_far_as_the_floor_allows_and_resumes(
 ) -> None:
     job, asked = copied(profiled, tmp_path), goal(max_drop=12.0)
     with monkeypatch.context() as patch:  # interrupted in the third step
-        patch.setattr("lpvit_edge.floor_search.judge", interrupting(floor_search.judge, after=2))
+        patch.setattr("lpvit_edge.floor_search.judge", interrupting(judge, after=2))
         with pytest.raises(KeyboardInterrupt):
             main_job.optimize(job, asked)
     before = files.load(FloorSearch, job.path("floor.json"))

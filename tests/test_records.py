@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lpvit_edge import files, floor, optimize, records, run_folder
+from lpvit_edge import files, floor, optimize, recipe, records, run_folder
 from lpvit_edge.records import Record
 
 KEPT = Path(__file__).parent / "fixtures/records"
@@ -13,7 +13,12 @@ KEPT = Path(__file__).parent / "fixtures/records"
 
 def kinds() -> dict[str, type[Record]]:
     """Every kind of file by its name."""
-    found: list[type[Record]] = [run_folder.Run, optimize.Curve, floor.FloorSearch]
+    found: list[type[Record]] = [
+        run_folder.Run,
+        optimize.Curve,
+        floor.FloorSearch,
+        recipe.FinetuneLog,
+    ]
     for value in vars(records).values():
         if isinstance(value, type) and issubclass(value, Record) and value is not Record:
             found.append(value)

@@ -63,6 +63,7 @@ def result(sparse: dict[str, Any] | None = None, **changes: Any) -> dict[str, An
         "target_met": True,
         "targets": [TARGET],
         "accuracy_floor": None,
+        "finetuned": None,
         "predicted_latency_ms": 5.0,
         "prediction_error": 0.0,
         "accuracy_drop": 0.0,
