@@ -12,8 +12,13 @@ from lpvit_edge.permute import find_pairs, grouped, reorder_stage  # noqa: E402
 from lpvit_edge.prune import Form, Settings, prune  # noqa: E402
 from lpvit_edge.statistics import stage_input  # noqa: E402
 
-VIT = ("vit_tiny_patch16_224", 32, {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2})
-SWIN = (
+Architecture = tuple[str, int, dict[str, object]]
+VIT: Architecture = (
+    "vit_tiny_patch16_224",
+    32,
+    {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2},
+)
+SWIN: Architecture = (
     "swin_tiny_patch4_window7_224",
     56,
     {"depths": (1, 2, 1, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
