@@ -82,8 +82,11 @@ def _keeps_function(model: nn.Module, stage: nn.Module, pair: Pair, x: Tensor) -
 def _outputs(stage: nn.Module, layer: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
     """What the layer and the stage answer to x."""
     seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _, __, result: seen.append(result))
-    with hooks(iter([handle])), torch.no_grad():
+
+    def keep(_: nn.Module, __: tuple[Tensor, ...], answer: Tensor) -> None:
+        seen.append(answer)
+
+    with hooks(iter([layer.register_forward_hook(keep)])), torch.no_grad():
         result: Tensor = stage(x)
     return seen[0], result
 
