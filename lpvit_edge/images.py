@@ -119,6 +119,25 @@ def overlap(a: ImageFolder, b: ImageFolder) -> tuple[Path, ...]:
     return tuple(path for path in a.paths if sha256_of(path) in contents)
 
 
+def refuse_alike(images: ImageFolder, preprocess: Preprocess) -> None:
+    """Raise DataError when every readable image shows the same pixels; reads until one differs."""
+    first = None
+    for path in images.paths:
+        try:
+            pixels = read_image(path, preprocess)
+        except DataError:
+            continue  # named when all images are read
+        if first is None:
+            first = pixels
+        elif not np.array_equal(pixels, first):
+            return
+    if len(images.paths) > 1:
+        raise DataError(
+            f"{images.folder}: all {len(images.paths)} images are alike; take images as they come "
+            "from the line, of every class"
+        )
+
+
 def read_image(path: Path, preprocess: Preprocess) -> "NDArray[np.float32]":
     """One image as (3, image_size, image_size) float32. Raises DataError for a corrupt file."""
     return preprocessed(read_pixels(path), preprocess)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lpvit_edge.errors import DataError
-from lpvit_edge.images import ImageFolder, class_names, overlap, scan_folder, take
+from lpvit_edge.images import ImageFolder, class_names, overlap, refuse_alike, scan_folder, take
 from lpvit_edge.pattern import refuse_unrunnable
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def prepare(
     _refuse_wrong_classes(model, heldout_images)
     chosen = take(calibration_images, images)
     refuse_few_images(walked.layers, len(chosen.paths))
+    refuse_alike(chosen, model.preprocess)
     shared = overlap(chosen, heldout_images)
     if shared:
         raise DataError(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lpvit_edge.layers import hooks
 from lpvit_edge.pattern import Pattern
-from lpvit_edge.repair import cholesky
+from lpvit_edge.repair import about_layer, cholesky, refuse_unfit
 from lpvit_edge.solve import Form
 from lpvit_edge.statistics import gram, stage_pass
 
@@ -158,14 +158,16 @@ def _saliencies(
             break
         for name, parts in stage_pass(stage, layers, [batch])[0].items():
             inputs[name] += parts
-    return {name: _saliency(layer, torch.cat(inputs[name])) for name, layer in layers.items()}
+    return {name: _saliency(name, layer, torch.cat(inputs[name])) for name, layer in layers.items()}
 
 
-def _saliency(layer: nn.Linear, x: Tensor) -> Tensor:
+def _saliency(name: str, layer: nn.Linear, x: Tensor) -> Tensor:
     upper = gram(x) / len(x)
     A = upper.triu() + upper.triu(1).T
     A.diagonal().add_(_DAMPING * float(A.diagonal().mean()))
-    inverse = torch.cholesky_inverse(cholesky(A.double()))
+    with about_layer(name):
+        refuse_unfit(A)
+        inverse = torch.cholesky_inverse(cholesky(A.double()))
     return layer.weight.detach().square() / inverse.diagonal().float()
 
 

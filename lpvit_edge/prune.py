@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 
 import msgspec
 import torch
@@ -14,7 +13,7 @@ from lpvit_edge.layers import Walk
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.permute import reorder_stage
 from lpvit_edge.records import LayerShape, PrunedLayer
-from lpvit_edge.repair import relative_error
+from lpvit_edge.repair import about_layer, relative_error
 from lpvit_edge.solve import Form, Scores, Settings, block_sums, solve_layer
 from lpvit_edge.statistics import each_input, layer_statistics, stage_input, stage_pass
 
@@ -124,7 +123,7 @@ class _Run(msgspec.Struct, kw_only=True):
         started = time.perf_counter()
         layer, dense_layer = _linear(self.pruned, name), _linear(self.model, name)
         form = self._form(name)
-        with _naming(name):
+        with about_layer(name):
             statistics = layer_statistics(stage, layer, batches, dense_layer, x)
             solved = solve_layer(layer, form, statistics, self.settings, self.scores.get(name))
         error = relative_error(solved.V, statistics)
@@ -156,15 +155,6 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     return layer
-
-
-@contextmanager
-def _naming(layer: str) -> Iterator[None]:
-    """Put the layer's name before a PruningError."""
-    try:
-        yield
-    except PruningError as error:
-        raise PruningError(f"{layer}: {error}") from error
 
 
 def refuse_poor_calibration(layers: tuple[LayerShape, ...], images: Tensor) -> None:

@@ -15,6 +15,9 @@ Alistarh 2022, arXiv 2208.11580); the block shapes are LPViT's (arXiv 2407.02068
 target E|W x - V z|^2 and the batched elimination are our own choices.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import msgspec
 import torch
 from torch import Tensor
@@ -49,15 +52,22 @@ def normal_equations(W: Tensor, statistics: Statistics, *, damping: float, free:
     the statistics are not finite or all zero.
     """
     A, B = statistics.A, statistics.B
-    if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
-        raise PruningError("its inputs hold NaN or Inf; check the images and the weights")
-    scale = float(A.diagonal()[:free].mean())
-    if scale <= 0.0:
-        raise PruningError("its inputs are all zero on the calibration images")
-    lam = damping * scale
+    refuse_unfit(A[:free, :free])
+    if not bool(torch.isfinite(B).all()):
+        raise PruningError("its outputs hold NaN or Inf; check the weights")
+    lam = damping * float(A.diagonal()[:free].mean())
     damped = A.clone()
     damped.diagonal().add_(lam)
     return System(A=damped, B=B + lam * W.to(A.dtype), free=free, damping=lam)
+
+
+@contextmanager
+def about_layer(name: str) -> Iterator[None]:
+    """Put the layer's name before a PruningError."""
+    try:
+        yield
+    except PruningError as error:
+        raise PruningError(f"{name}: {error}") from error
 
 
 def cholesky(A: Tensor) -> Tensor:
@@ -67,9 +77,17 @@ def cholesky(A: Tensor) -> Tensor:
     if int(info):
         raise PruningError(
             f"the Hessian of its inputs ({len(A)} x {len(A)}) is not positive definite; use more "
-            "or more varied calibration images"
+            "or more varied calibration images, or a larger damping"
         )
     return L
+
+
+def refuse_unfit(A: Tensor) -> None:
+    """Raise PruningError for a second moment (K, K) of inputs that are not finite or all zero."""
+    if not bool(torch.isfinite(A).all()):
+        raise PruningError("its inputs hold NaN or Inf; check the images and the weights")
+    if float(A.diagonal().mean()) <= 0.0:
+        raise PruningError("its inputs are all zero on the calibration images")
 
 
 def unmasked_solution(system: System) -> Tensor:

@@ -38,6 +38,7 @@ ARTEFACTS = (
     "report.html",
 )
 
+PRUNE_FOLDER = "prune.partial"  # of the layers pruned so far, see lpvit_edge.partial
 STEPS_FOLDER = "floor"  # of the search for the accuracy floor, while it runs
 
 
@@ -139,7 +140,8 @@ def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
     elif found and overwrite:
         for name in found:
             job.path(name).unlink()
-        shutil.rmtree(job.path(STEPS_FOLDER), ignore_errors=True)
+        for folder in (STEPS_FOLDER, PRUNE_FOLDER):
+            shutil.rmtree(job.path(folder), ignore_errors=True)
     files.save(run, job.path("run.json"))
 
 

@@ -27,7 +27,7 @@ from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.progress import track
 from lpvit_edge.records import LayerShape, SensitivityCurve
-from lpvit_edge.repair import Statistics, normal_equations, removal_costs
+from lpvit_edge.repair import Statistics, about_layer, normal_equations, removal_costs
 from lpvit_edge.solve import block_sums
 from lpvit_edge.statistics import with_bias
 from lpvit_edge.two_four import two_of_four
@@ -181,7 +181,8 @@ def layer_curves(
     for pattern in moments.p:
         scores = taylor_scores(moments, pattern, images=images)
         yield curve(scores, layer=layer, pattern=pattern, criterion="taylor", scale=1.0)
-        costs = hessian_costs(moments, module, pattern, damping=damping, steps=steps)
+        with about_layer(layer.name):
+            costs = hessian_costs(moments, module, pattern, damping=damping, steps=steps)
         yield curve(
             costs, layer=layer, pattern=pattern, criterion="hessian", scale=float(layer.tokens)
         )

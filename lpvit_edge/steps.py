@@ -32,6 +32,7 @@ from lpvit_edge.records import (
     Sensitivity,
     SensitivityCurve,
 )
+from lpvit_edge.run_folder import PRUNE_FOLDER
 
 if TYPE_CHECKING:
     import torch
@@ -89,13 +90,33 @@ def sensitivity(job: Job) -> Sensitivity:
 
 
 def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = None) -> PruneLog:
-    """Prune and repair every layer as allocated; the weights go to model.safetensors."""
+    """Prune and repair every layer as allocated; the weights go to model.safetensors.
+
+    Finished layers lie in prune.partial until the last one is done, so that an interrupted run
+    goes on behind them.
+    """
+    from lpvit_edge import partial
     from lpvit_edge.prune import Settings, prune
 
     refuse_other_model(allocation.model, job.model.identity, what="the allocation")
     settings = settings or Settings()
     images, _, skipped = read_calibration(job)
-    steps = prune(job.model.module, job.walk, forms(allocation), images, settings=settings)
+    chosen_sha256 = files.sha256_of(job.path("allocation.json"))
+    images_sha256 = content_sha256(job.calibration)
+    digest = partial.made_from(
+        job.model.identity,
+        allocation_sha256=chosen_sha256,
+        images_sha256=images_sha256,
+        settings=settings,
+    )
+    finished = job.path(PRUNE_FOLDER)
+    done = partial.kept(finished, digest=digest)
+    if done:
+        say(f"{len(done)} layers of an interrupted run are taken from {finished}")
+    steps = prune(
+        job.model.module, job.walk, forms(allocation), images, settings=settings, done=done
+    )
+    steps = partial.keeping(steps, finished, digest=digest)
     log: list[PrunedLayer] = []
     model = job.model.module
     for layer, so_far in track(steps, what="prune: layers", total=len(job.walk.layers)):
@@ -105,15 +126,16 @@ def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = Non
     save_weights(model, weights)
     record = PruneLog(
         model=job.model.identity,
-        allocation_sha256=files.sha256_of(job.path("allocation.json")),
+        allocation_sha256=chosen_sha256,
         images=len(images),
-        images_sha256=content_sha256(job.calibration),
+        images_sha256=images_sha256,
         skipped=skipped,
         method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}",
         layers=tuple(log),
         model_sha256=files.sha256_of(weights),
     )
     files.save(record, job.path("prune.json"))
+    partial.clear(finished)
     return record
 
 

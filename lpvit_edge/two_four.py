@@ -84,7 +84,7 @@ def resolve_rows(A: Tensor, B: Tensor, mask: Tensor) -> Tensor:
         if bool(info.any()):
             raise PruningError(
                 f"the Hessian of its inputs ({len(A)} x {len(A)}) is not positive definite; use "
-                "more or more varied calibration images"
+                "more or more varied calibration images, or a larger damping"
             )
         b = B[rows].gather(1, S)
         V[rows] = V[rows].scatter(1, S, torch.cholesky_solve(b[:, :, None], L)[:, :, 0])

@@ -20,6 +20,7 @@ TORCH_MODULES = {
     "lpvit_edge.export",
     "lpvit_edge.layers",
     "lpvit_edge.models",
+    "lpvit_edge.partial",
     "lpvit_edge.permute",
     "lpvit_edge.prune",
     "lpvit_edge.repair",

@@ -10,6 +10,7 @@ from lpvit_edge.images import (
     overlap,
     read_all,
     read_image,
+    refuse_alike,
     scan_folder,
     take,
 )
@@ -130,3 +131,15 @@ def test_the_digest_of_a_set_does_not_depend_on_its_place(tmp_path: Path) -> Non
     assert a == b
     (tmp_path / "b/ok/000.png").unlink()
     assert content_sha256(scan_folder(tmp_path / "b", labels=LABELS)) != a
+
+
+def test_images_all_alike_are_refused_after_looking_at_few(tmp_path: Path) -> None:
+    preprocess = Preprocess(image_size=8)
+    for index in range(3):
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    folder = scan_folder(tmp_path, labels=None)
+    with pytest.raises(DataError, match="all 4 images are alike"):
+        refuse_alike(folder, preprocess)
+    Image.new("RGB", (8, 8), (9, 9, 8)).save(tmp_path / "2.png")
+    refuse_alike(folder, preprocess)
