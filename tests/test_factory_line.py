@@ -134,3 +134,12 @@ def test_the_model_refuses_patches_its_stem_cannot_make() -> None:
 
     with pytest.raises(ValueError, match="use patch_size=12"):
         ConvStem(img_size=100, patch_size=12)
+
+
+def test_the_swin_answers_for_every_image() -> None:
+    torch = require("torch")
+    from model import create_swin
+
+    model = create_swin(len(LABELS)).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(3, 3, SIDE, SIDE)).shape == (3, len(LABELS))

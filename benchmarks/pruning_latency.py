@@ -1,0 +1,212 @@
+"""Uniform and allocated pruning at equal measured latency on the CPU engine.
+
+    python -m benchmarks.pruning_latency --step profile
+    python -m benchmarks.pruning_latency --step prune
+    python -m benchmarks.pruning_latency --step time
+
+profiles this machine, allocates under several latency budgets, prunes, exports, and times every
+network in turns with the dense one and with uniform ones of rising sparsity. An allocated network
+is set beside the uniform drop at its own measured latency, interpolated between the two uniform
+networks around it. The rows go into pruning.json as `equal_latency`.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from benchmarks.pruning import ROOT, command
+from benchmarks.pruning_methods import repaired
+from benchmarks.pruning_rows import Store, paired_drop
+from benchmarks.pruning_subject import Source, Subject
+from lpvit_edge import files
+from lpvit_edge.allocate import allocate
+from lpvit_edge.device_profile import profile_device
+from lpvit_edge.errors import BudgetNotMetError
+from lpvit_edge.export import export_onnx
+from lpvit_edge.images import content_sha256
+from lpvit_edge.job import prepare_without_images
+from lpvit_edge.pattern import parse_pattern
+from lpvit_edge.profile import random_input
+from lpvit_edge.prune import Form
+from lpvit_edge.records import DeviceProfile, Sensitivity
+from lpvit_edge.steps import forms as forms_of
+from lpvit_engines import load_engine
+from lpvit_engines.base import Engine
+from lpvit_profilers.latency import LatencyMeasurement, measure_alternating
+
+PATTERN = "64x1"
+SHARES = (0.65, 0.55, 0.5, 0.45, 0.4)  # budgets, of the dense latency
+UNIFORM = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """One pruned network: how it was asked for, timed and scored."""
+
+    plan: str  # uniform | allocated
+    asked: float  # sparsity of uniform, share of the dense latency of allocated
+    latency_ms: float
+    mad_ms: float  # median absolute deviation
+    share: float  # of the dense latency, measured
+    predicted_share: float | None
+    drop: float
+    drop_low: float
+    drop_high: float
+    uniform_drop: float | None = None  # of uniform pruning at this latency
+
+
+def plans(
+    subject: Subject, profile: DeviceProfile, sensitivity: Sensitivity, patterns: tuple[str, ...]
+) -> dict[tuple[str, float], tuple[dict[str, Form], float | None]]:
+    """Forms of every network, with the latency share that the profile predicts."""
+    found: dict[tuple[str, float], tuple[dict[str, Form], float | None]] = {}
+    pattern = parse_pattern(PATTERN)
+    for sparsity in UNIFORM:
+        form = Form(pattern=pattern, sparsity=sparsity)
+        found["uniform", sparsity] = {x.name: form for x in subject.fitting(pattern)}, None
+    for share in SHARES:
+        budget = {"latency_ms": share * profile.dense.median_ms}
+        try:
+            allocation = allocate(profile, sensitivity, budget=budget, patterns=patterns)
+        except BudgetNotMetError as error:
+            print(f"{share:.2f}x: {error}")
+            continue
+        predicted = allocation.predicted_latency_ms / allocation.predicted_dense_ms
+        found["allocated", share] = forms_of(allocation), predicted
+    return found
+
+
+def timed(
+    paths: Mapping[str, Path], *, threads: int, seconds: float
+) -> dict[str, LatencyMeasurement]:
+    """Latency of every network, all in alternation."""
+    with ExitStack() as stack:
+        runs = {
+            name: _run(stack.enter_context(load_engine("openvino", path, threads=threads)))
+            for name, path in paths.items()
+        }
+        return measure_alternating(runs, min_time_s=seconds)
+
+
+def _run(engine: Engine) -> Callable[[], object]:
+    x = random_input(engine)
+    return lambda: engine.infer(x)
+
+
+def with_uniform_drops(networks: Sequence[Network]) -> list[Network]:
+    """Beside each allocated network the uniform drop at its latency; None outside their range."""
+    uniform = sorted((n for n in networks if n.plan == "uniform"), key=lambda n: n.share)
+    shares, drops = [n.share for n in uniform], [n.drop for n in uniform]
+    return [
+        msgspec.structs.replace(n, uniform_drop=float(np.interp(n.share, shares, drops)))
+        if n.plan == "allocated" and shares[0] <= n.share <= shares[-1]
+        else n
+        for n in networks
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "factory_line")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "equal_latency", help="profile and networks"
+    )
+    parser.add_argument("--model", default="model")
+    parser.add_argument("--step", choices=("profile", "prune", "time"), required=True)
+    parser.add_argument("--patterns", nargs="+", default=[PATTERN])
+    parser.add_argument("--profile-seconds", type=float, default=120.0)
+    parser.add_argument("--seconds", type=float, default=4.0, help="per network")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(given.threads)
+    path = ROOT / "examples" / "factory_line" / f"{given.model}.toml"
+    source = Source(path, given.data, calibration=256, heldout=None)
+    {"profile": profile_step, "prune": prune_step, "time": time_step}[given.step](given, source)
+
+
+def profile_step(given: argparse.Namespace, source: Source) -> None:
+    """device_profile.json and dense.onnx: to be made while nothing else runs."""
+    job = prepare_without_images(
+        source.loaded,
+        given.work,
+        engine="openvino",
+        threads=given.threads,
+        patterns=tuple(given.patterns),
+    )
+    profile_device(job, seconds=given.profile_seconds)
+
+
+def prune_step(given: argparse.Namespace, source: Source) -> None:
+    """Every network pruned, scored and exported; needs no quiet machine."""
+    subject = source.subject(given.patterns)
+    profile = files.load(DeviceProfile, given.work / "device_profile.json")
+    sensitivity = Sensitivity(
+        model=source.identity,
+        images=len(subject.images),
+        images_sha256=content_sha256(source.calibration),
+        curves=subject.curves,
+    )
+    size = source.loaded.preprocess.image_size
+    kept = []
+    for (plan, asked), (forms, predicted) in plans(
+        subject, profile, sensitivity, tuple(given.patterns)
+    ).items():
+        model = repaired(subject, forms)
+        name = f"{plan}_{asked:g}"
+        patterns = {layer: form.pattern for layer, form in forms.items()}
+        export_onnx(model, subject.walk, patterns, given.work / f"{name}.onnx", image_size=size)
+        drop = paired_drop(subject.dense_right, subject.right(model))
+        kept.append({"plan": plan, "asked": asked, "predicted_share": predicted, **drop})
+        print(f"{name}: drop {drop['drop']:.2f}", flush=True)
+    files.write_atomic(given.work / "networks.json", json.dumps(kept, indent=1).encode())
+
+
+def time_step(given: argparse.Namespace, source: Source) -> None:
+    """All networks in alternation: to be timed while nothing else runs."""
+    kept = json.loads((given.work / "networks.json").read_text(encoding="utf-8"))
+    names = [f"{k['plan']}_{k['asked']:g}" for k in kept]
+    paths = {name: given.work / f"{name}.onnx" for name in names}
+    measured = timed(
+        {"dense": given.work / "dense.onnx", **paths},
+        threads=given.threads,
+        seconds=given.seconds,
+    )
+    dense = measured["dense"].median_ms
+    networks = [
+        Network(
+            plan=k["plan"],
+            asked=k["asked"],
+            latency_ms=measured[name].median_ms,
+            mad_ms=measured[name].mad_ms,
+            share=measured[name].median_ms / dense,
+            predicted_share=k["predicted_share"],
+            **{key: k[key] for key in ("drop", "drop_low", "drop_high")},
+        )
+        for k, name in zip(kept, paths, strict=True)
+    ]
+    store = Store(given.out / "pruning.json", {given.model: source.facts()})
+    profile = files.load(DeviceProfile, given.work / "device_profile.json")
+    section = {
+        "model": given.model,
+        "command": command("benchmarks.pruning_latency"),
+        "device": profile.device,
+        "profile_reasons": profile.reasons,
+        "dense_ms": dense,
+        "stable": all(m.stable for m in measured.values()),
+        "networks": msgspec.to_builtins(with_uniform_drops(networks)),
+    }
+    store.save(equal_latency=section)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What the pruning benchmark prunes: a trained model, its calibration and its held-out images."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lpvit_edge.errors import DataError
+from lpvit_edge.images import ImageFolder, content_sha256, overlap, read_all, scan_folder, take
+from lpvit_edge.layers import Walk, walk
+from lpvit_edge.models import LoadedModel, load_model
+from lpvit_edge.pattern import Pattern, parse_pattern
+from lpvit_edge.records import LayerShape, ModelIdentity, SensitivityCurve
+from lpvit_edge.sensitivity import Moments, gather_moments, layer_curves
+
+_BATCH = 50  # images per forward pass: larger ones leave the cache, and take half as long again
+
+
+class Subject:
+    """One model with its images; what several methods need of it is computed once."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        walked: Walk,
+        calibration: tuple[Tensor, Tensor],
+        heldout: tuple[Tensor, Tensor],
+        patterns: Sequence[str],
+    ) -> None:
+        self.name, self.module, self.walk = name, module, walked
+        self.images, self.targets = calibration
+        self.heldout, self.classes = heldout
+        self.patterns = tuple(parse_pattern(pattern) for pattern in patterns)
+
+    @cached_property
+    def dense_right(self) -> Tensor:
+        """Which held-out images the dense model has right: (n,) bool."""
+        return self.right(self.module)
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """One pass of gradients over the calibration images, shared by both criteria."""
+        return gather_moments(
+            self.module, self.walk, self.images, self.targets, patterns=self.patterns
+        )
+
+    @cached_property
+    def curves(self) -> tuple[SensitivityCurve, ...]:
+        """Distortion of every layer in every pattern, by both criteria."""
+        return tuple(
+            curve
+            for layer in self.walk.layers
+            for curve in layer_curves(
+                layer, self.linear(layer.name), self.moments[layer.name], images=len(self.images)
+            )
+        )
+
+    def linear(self, name: str, *, of: nn.Module | None = None) -> nn.Linear:
+        """One of the prunable layers, of this model or of a copy of it."""
+        layer = (of or self.module).get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def fitting(self, pattern: Pattern) -> tuple[LayerShape, ...]:
+        """The layers that the pattern divides; the others stay dense."""
+        layers = self.walk.layers
+        return tuple(x for x in layers if pattern.fits(x.out_features, x.in_features))
+
+    def right(self, model: nn.Module) -> Tensor:
+        """Which held-out images a model has right: (n,) bool."""
+        with torch.inference_mode():
+            found = [model(images).argmax(1) for images in batches(self.heldout, _BATCH)]
+        return torch.cat(found) == self.classes
+
+
+def batches(tensor: Tensor, size: int) -> list[Tensor]:
+    """Slices of at most `size` along the first dimension."""
+    return [tensor[start : start + size] for start in range(0, len(tensor), size)]
+
+
+class Source:
+    """Where a subject comes from, and the digests that say so."""
+
+    def __init__(self, path: Path, data: Path, *, calibration: int, heldout: int | None) -> None:
+        self.path = path
+        self.loaded: LoadedModel = load_model(str(path))
+        labels = self.loaded.labels
+        self.calibration = take(scan_folder(data / "calibration", labels=labels), calibration)
+        everything = scan_folder(data / "heldout", labels=labels)
+        self.heldout = take(everything, heldout) if heldout else everything
+        shared = overlap(self.calibration, self.heldout)
+        if shared:
+            raise DataError(f"{shared[0]} is among the held-out images too; draw disjoint splits")
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name, weights and image size."""
+        return self.loaded.identity
+
+    def facts(self) -> dict[str, str | int]:
+        """What a result depends on."""
+        return {
+            "model_file": self.path.name,
+            "weights_sha256": self.identity.weights_sha256,
+            "calibration_images": len(self.calibration.paths),
+            "calibration_sha256": content_sha256(self.calibration),
+            "heldout_images": len(self.heldout.paths),
+            "heldout_sha256": content_sha256(self.heldout),
+        }
+
+    def subject(self, patterns: Sequence[str]) -> Subject:
+        """Read the images and walk the model."""
+        size = self.loaded.preprocess.image_size
+        return Subject(
+            self.path.stem,
+            self.loaded.module,
+            walk(self.loaded.module, image_size=size),
+            self._tensors(self.calibration),
+            self._tensors(self.heldout),
+            patterns,
+        )
+
+    def _tensors(self, folder: ImageFolder) -> tuple[Tensor, Tensor]:
+        batch = read_all(folder, self.loaded.preprocess)
+        if batch.targets is None or batch.skipped:
+            raise DataError(
+                f"{folder.folder}: {len(batch.skipped)} unreadable, or no class folders"
+            )
+        return torch.from_numpy(batch.images), torch.from_numpy(batch.targets)

@@ -1,0 +1,205 @@
+"""The pruning benchmark's rows as Markdown tables, as goals met or missed, and as a picture.
+
+    python -m benchmarks.pruning_table benchmarks/results/pruning.json
+
+writes pruning.md (what stands outside its two markers stays) and pruning.png beside the file.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.pruning_methods import METHODS
+from benchmarks.pruning_rows import Row
+from lpvit_edge.deps import require
+from lpvit_edge.files import write_atomic
+
+BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
+OURS = ("uniform", "allocated")
+Found = Callable[[str, str, float], Row | None]  # method, pattern, sparsity
+
+
+class Goal(msgspec.Struct, frozen=True, kw_only=True):
+    """At most `drop` points lost by the better of ours, in one pattern at one sparsity."""
+
+    pattern: str
+    sparsity: float
+    drop: float
+
+
+GOALS = (
+    Goal(pattern="64x1", sparsity=0.6, drop=0.3),
+    Goal(pattern="64x1", sparsity=0.7, drop=0.5),
+    Goal(pattern="64x1", sparsity=0.8, drop=1.0),
+    Goal(pattern="64x16", sparsity=0.5, drop=1.0),
+    Goal(pattern="2:4", sparsity=0.5, drop=0.3),
+)
+TIMES_LPVIT = 10.0
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Goals, then one table a model; methods side by side."""
+    rows = msgspec.convert(document["rows"], list[Row])
+    models = list(dict.fromkeys(row.model for row in rows))
+    parts = [_conditions(document)]
+    for model in models:
+        of = {(r.method, r.pattern, r.sparsity): r for r in rows if r.model == model}
+        dense = of["dense", "dense", 0.0]
+        parts.append(f"## {model}: dense {dense.accuracy:.2%} of {_images(document, model)} images")
+        parts.append(_table(of))
+        parts.append("\n".join(_goals(lambda *key, of=of: of.get(key))))
+        refused = [r for r in of.values() if r.reason]
+        parts += [f"- {METHODS[r.method].label}, {r.pattern}: {r.reason}" for r in refused]
+    return "\n\n".join(parts)
+
+
+def _conditions(document: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {found}" for name, found in document["versions"].items())
+    commands = "\n".join(f"    {line}" for line in document["commands"])
+    return f"{commands}\n\n{versions}; {document['threads']} threads"
+
+
+def _images(document: dict[str, Any], model: str) -> int:
+    found: int = document["facts"][model]["heldout_images"]
+    return found
+
+
+def _table(of: dict[tuple[str, str, float], Row]) -> str:
+    """Drops in percentage points with their 95 % intervals."""
+    methods = [name for name in METHODS if any(key[0] == name for key in of)]
+    forms = sorted({(key[1], key[2]) for key in of if key[0] != "dense"}, key=_place)
+    lines = [
+        "| pattern | MACs removed | " + " | ".join(METHODS[m].label for m in methods) + " |",
+        "|---" * (2 + len(methods)) + "|",
+    ]
+    for pattern, sparsity in forms:
+        found = (of.get((method, pattern, sparsity)) for method in methods)
+        lines.append(f"| {pattern} | {sparsity:.0%} | " + " | ".join(map(_cell, found)) + " |")
+    return "\n".join(lines)
+
+
+def _place(form: tuple[str, float]) -> tuple[int, float]:
+    order = ("64x1", "64x16", "32x32", "64x64", "2:4", "structured")
+    return order.index(form[0]), form[1]
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row.drop is None:
+        return "no result"
+    return f"{row.drop:.2f} ({row.drop_low:.2f} to {row.drop_high:.2f})"
+
+
+def _goals(found: Found) -> Iterator[str]:
+    """A line for each goal that the rows can judge."""
+    for goal in GOALS:
+        row = _better(found, goal.pattern, goal.sparsity)
+        if row is None or row.drop is None or row.drop_high is None:
+            continue
+        said = "met" if row.drop <= goal.drop else f"missed by {row.drop - goal.drop:.2f} points"
+        sure = " (the whole interval)" if row.drop_high <= goal.drop else ""
+        yield (
+            f"- {goal.pattern} at {goal.sparsity:.0%}, at most {goal.drop} points: {said}{sure}, "
+            f"{row.drop:.2f} ({row.drop_low:.2f} to {row.drop_high:.2f}), {row.method}"
+        )
+    yield from _against_lpvit(found)
+
+
+def _better(found: Found, pattern: str, sparsity: float) -> Row | None:
+    """The row that loses less, of uniform and allocated."""
+    rows = [row for m in OURS if (row := found(m, pattern, sparsity)) and row.drop is not None]
+    return min(rows, key=lambda row: row.drop or 0.0, default=None)
+
+
+def _against_lpvit(found: Found) -> Iterator[str]:
+    """LPViT's drop over ours, at its lowest and its highest over all forms both were tried at."""
+    pairs = [
+        (row, ours, pattern, sparsity)
+        for pattern in METHODS["lpvit"].patterns
+        for sparsity in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+        if (row := found("lpvit", pattern, sparsity)) and row.drop is not None
+        if (ours := _better(found, pattern, sparsity)) is not None
+    ]
+    for row, ours, pattern, sparsity in pairs:
+        assert row.drop is not None
+        assert ours.drop is not None
+        if ours.drop <= 0:
+            times = "ours loses nothing that can be measured"
+        else:
+            share = row.drop / ours.drop
+            times = f"{share:.1f} times" + ("" if share >= TIMES_LPVIT else ", missed")
+        yield (
+            f"- LPViT's drop over ours (10 times wanted), {pattern} at {sparsity:.0%}: {times} "
+            f"({row.drop:.2f} and {ours.drop:.2f})"
+        )
+
+
+def replaced(text: str, block: str) -> str:
+    """The text with a new block between its markers; the markers are added where they lack."""
+    if BEGIN not in text:
+        return f"{text.rstrip()}\n\n{BEGIN}\n{block}\n{END}\n".lstrip()
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{block}\n{END}{rest.partition(END)[2]}"
+
+
+def plot(document: dict[str, Any], path: Path) -> None:
+    """Drop over sparsity, a panel for each model and pattern that has more than one sparsity."""
+    require("matplotlib").use("Agg")
+    pyplot = require("matplotlib.pyplot")
+    rows = [r for r in msgspec.convert(document["rows"], list[Row]) if r.drop is not None]
+    models = list(dict.fromkeys(row.model for row in rows))
+    patterns = [p for p in ("64x1", "64x16", "structured") if any(r.pattern == p for r in rows)]
+    figure, axes = pyplot.subplots(
+        len(models), len(patterns), figsize=(4 * len(patterns), 3.2 * len(models)), squeeze=False
+    )
+    for line, model in zip(axes, models, strict=True):
+        for panel, pattern in zip(line, patterns, strict=True):
+            _panel(panel, [r for r in rows if (r.model, r.pattern) == (model, pattern)])
+            panel.set_title(f"{model}, {pattern}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def _panel(panel: Any, rows: Sequence[Row]) -> None:
+    """Each method's drop with its interval; linear below one point, logarithmic above."""
+    for method in dict.fromkeys(row.method for row in rows):
+        of = sorted((r for r in rows if r.method == method), key=lambda r: r.sparsity)
+        low = [(r.drop or 0.0) - (r.drop_low or 0.0) for r in of]
+        high = [(r.drop_high or 0.0) - (r.drop or 0.0) for r in of]
+        panel.errorbar(
+            [100 * r.sparsity for r in of],
+            [r.drop for r in of],
+            yerr=[[max(0.0, v) for v in low], [max(0.0, v) for v in high]],
+            label=METHODS[method].label,
+            marker="o",
+            markersize=3,
+            capsize=2,
+        )
+    panel.set_yscale("symlog", linthresh=1.0)
+    panel.set_xlabel("MACs removed, %", fontsize=8)
+    panel.set_ylabel("accuracy lost, points", fontsize=8)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    path: Path = parser.parse_args().results
+    document = json.loads(path.read_text(encoding="utf-8"))
+    page = path.with_suffix(".md")
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    write_atomic(page, replaced(text, markdown(document)).encode())
+    plot(document, path.with_suffix(".png"))
+    print(f"{page} and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The pruning benchmark: what its rows say, and that every method prunes what it is asked for."""
+
+from pathlib import Path
+
+import pytest
+
+timm = pytest.importorskip("timm")
+torch = pytest.importorskip("torch")
+
+from torch import Tensor  # noqa: E402
+
+from benchmarks import pruning  # noqa: E402
+from benchmarks.pruning import Cell, cells, measured  # noqa: E402
+from benchmarks.pruning_methods import METHODS  # noqa: E402
+from benchmarks.pruning_rows import Row, Store, paired_drop  # noqa: E402
+from benchmarks.pruning_sparsegpt import sweep  # noqa: E402
+from benchmarks.pruning_subject import Subject  # noqa: E402
+from benchmarks.pruning_table import markdown, replaced  # noqa: E402
+from lpvit_edge.errors import MismatchError  # noqa: E402
+from lpvit_edge.layers import walk  # noqa: E402
+from lpvit_edge.pattern import parse_pattern  # noqa: E402
+
+OWN = ("magnitude", "lpvit", "sparsegpt", "uniform", "allocated")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    """A small random transformer and noise: enough to see what is zero afterwards."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
+    ).eval()
+    images = torch.randn(48, 3, 32, 32)
+    classes = torch.arange(48) % 5
+    half = (images[:24], classes[:24])
+    return Subject(
+        "tiny",
+        model,
+        walk(model, image_size=32),
+        half,
+        (images[24:], classes[24:]),
+        ("64x1", "64x16", "2:4"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [(m, p) for m in OWN for p in ("64x1", "64x16", "2:4") if p in METHODS[m].patterns],
+)
+def test_each_method_removes_the_share_it_is_asked_for(
+    subject: Subject, method: str, pattern: str
+) -> None:
+    row = measured(subject, Cell(method=method, pattern=pattern, sparsity=0.5))
+    assert row.reason is None
+    assert row.reached == pytest.approx(0.5, abs=0.03)
+    assert row.accuracy is not None
+    assert row.seconds is not None
+
+
+def test_an_absent_library_is_named_and_not_dropped(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "installed", lambda package: None)
+    row = measured(subject, Cell(method="modelopt_sparsegpt", pattern="2:4", sparsity=0.5))
+    assert row.accuracy is None
+    assert row.reason == "nvidia-modelopt is not installed"
+
+
+def test_the_grid_leaves_out_what_a_method_does_not_know() -> None:
+    grid = list(cells(("64x1", "2:4"), ("lpvit", "uniform"), (0.5, 0.6)))
+    assert [(c.method, c.pattern, c.sparsity) for c in grid] == [
+        ("lpvit", "64x1", 0.5),
+        ("uniform", "64x1", 0.5),
+        ("lpvit", "64x1", 0.6),
+        ("uniform", "64x1", 0.6),
+        ("uniform", "2:4", 0.5),
+    ]
+
+
+def test_a_drop_counts_the_images_lost_and_won() -> None:
+    dense = torch.tensor([True] * 90 + [False] * 10)
+    pruned = torch.tensor([False] * 6 + [True] * 84 + [True] * 2 + [False] * 8)
+    found = paired_drop(dense, pruned)
+    assert (found["lost"], found["won"]) == (6, 2)
+    assert found["drop"] == pytest.approx(4.0)
+    assert found["drop_low"] < 0.0 < 4.0 < found["drop_high"] < 11.0
+
+
+def test_equal_answers_still_leave_an_interval() -> None:
+    right = torch.ones(2000, dtype=torch.bool)
+    found = paired_drop(right, right)
+    assert found["drop"] == 0.0
+    assert found["drop_low"] == pytest.approx(-found["drop_high"])
+    assert 0.05 < found["drop_high"] < 0.2
+
+
+def test_the_interval_holds_the_truth_nineteen_times_in_twenty() -> None:
+    generator = torch.Generator().manual_seed(1)
+    held = 0
+    for _ in range(400):
+        dense = torch.rand(2000, generator=generator) < 0.97
+        flipped = torch.rand(2000, generator=generator)
+        pruned = torch.where(dense, flipped >= 0.012, flipped < 0.1)
+        found = paired_drop(dense, pruned)
+        truth = 100 * (0.97 * 0.012 - 0.03 * 0.1)
+        held += found["drop_low"] <= truth <= found["drop_high"]
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def row(**more: object) -> Row:
+    fields = {"model": "m", "method": "uniform", "pattern": "64x1", "sparsity": 0.6}
+    return Row(**{**fields, **more})  # type: ignore[arg-type]
+
+
+def test_finished_rows_are_found_again_and_other_images_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pruning.json"
+    Store(path, {"m": {"heldout_sha256": "a"}}).add(row(accuracy=0.9, drop=1.0))
+    again = Store(path, {"m": {"heldout_sha256": "a"}})
+    assert row() in again
+    assert row(sparsity=0.7) not in again
+    again.forget("uniform", models=["other"])
+    assert row() in again
+    again.forget("uniform", models=["m"])
+    assert row() not in again
+    with pytest.raises(MismatchError, match="another heldout_sha256"):
+        Store(path, {"m": {"heldout_sha256": "b"}})
+
+
+def test_the_page_says_by_how_much_a_goal_is_missed_and_keeps_what_stands_around() -> None:
+    dense = row(method="dense", pattern="dense", sparsity=0.0, accuracy=0.97, drop=0.0)
+    missed = row(accuracy=0.962, drop=0.8, drop_low=0.2, drop_high=1.4)
+    document = {
+        "commands": ["python -m benchmarks.pruning"],
+        "versions": {"torch": "2"},
+        "threads": 2,
+        "facts": {"m": {"heldout_images": 2000}},
+        "rows": [
+            {name: getattr(found, name) for name in Row.__struct_fields__}
+            for found in (dense, missed)
+        ],
+    }
+    text = replaced("# Title\n", markdown(document))
+    assert "64x1 at 60%, at most 0.3 points: missed by 0.50 points" in text
+    assert "0.80 (0.20 to 1.40)" in text
+    assert replaced(text + "after\n", "new").startswith("# Title")
+    assert "after" in replaced(text + "after\n", "new")
+    assert "0.80" not in replaced(text, "new")
+
+
+def test_the_sweep_makes_up_for_what_it_removes() -> None:
+    torch.manual_seed(0)
+    W = torch.randn(64, 64)
+    x = torch.randn(4000, 64) @ (torch.eye(64) + 3.0 * torch.randn(64, 64) / 8)
+    H = (x.T @ x).double() / len(x)
+    pattern = parse_pattern("2:4")
+    swept = sweep(W, H, pattern, 0.5)
+    assert int(torch.count_nonzero(swept.reshape(64, 16, 4), dim=2).max()) == 2
+    magnitudes = W.abs().reshape(64, 16, 4)
+    kept = torch.zeros_like(magnitudes).scatter(2, magnitudes.topk(2, dim=2).indices, 1.0)
+    masked = W * kept.reshape(64, 64)
+
+    def error(V: Tensor) -> float:
+        D = (V - W).double()
+        return float(((D @ H) * D).sum())
+
+    assert error(swept) < 0.8 * error(masked)
