@@ -3,13 +3,14 @@
 Imports of stages live inside the commands, so that `lpvit --help` works on any machine.
 """
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lpvit_edge import __version__, allocate_cli, finetune_cli, options, power_cli
+from lpvit_edge import __version__, allocate_cli, distributed, finetune_cli, options, power_cli
 from lpvit_edge.errors import LpvitEdgeError
 
 app = typer.Typer(
@@ -72,6 +73,7 @@ def optimize(
 
     Example: lpvit optimize examples/factory_line/model.toml --target-latency 0.5x --out runs/demo
     """
+    distributed.refuse_many("optimize")
     from lpvit_edge import optimize as main_job
     from lpvit_edge import run_folder
     from lpvit_edge.table import show
@@ -125,6 +127,7 @@ def profile(
 
     Example: lpvit profile examples/factory_line/model.toml --budget 5m --out device_profile.json
     """
+    distributed.refuse_many("profile")
     from lpvit_edge.budget import seconds_of
     from lpvit_edge.device_profile import profile_device
 
@@ -198,6 +201,7 @@ def build(
 
     Example: lpvit build examples/factory_line/model.toml --out runs/demo
     """
+    distributed.refuse_many("build")
     from lpvit_edge import files, steps
     from lpvit_edge.records import Allocation
 
@@ -222,6 +226,7 @@ def check(
 
     Example: lpvit check examples/factory_line/model.toml --out runs/demo
     """
+    distributed.refuse_many("check")
     from lpvit_edge import files, steps
     from lpvit_edge.records import Allocation
 
@@ -254,6 +259,8 @@ power_cli.register(app)
 
 def main() -> int:
     """Run one command. Exit codes: see lpvit_edge.errors; 0 done, 2 wrong usage."""
+    if not distributed.is_main():
+        sys.stdout = io.StringIO()
     try:
         app()
     except LpvitEdgeError as error:
@@ -262,4 +269,6 @@ def main() -> int:
     except OSError as error:  # a full disk, a folder without write permission
         print(f"lpvit: {error}. What was complete before is still there", file=sys.stderr)
         return 1
+    finally:
+        distributed.leave()
     return 0

@@ -166,9 +166,7 @@ class Training:
             done = self._epoch(epoch)
             refuse_violated(self.plain_student, self.masks, epoch=epoch)
             self.history.append(done)
-            if self.accelerator.is_main_process:
-                replace_atomic(state, lambda temporary: torch.save(self._state(), temporary))
-            self.accelerator.wait_for_everyone()
+            replace_atomic(state, lambda temporary: torch.save(self._state(), temporary))
             yield done
 
     def _epoch(self, epoch: int) -> FinetuneEpoch:

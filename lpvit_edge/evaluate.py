@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lpvit_edge.distributed import add_up, share
 from lpvit_edge.errors import DataError
 from lpvit_edge.floor import Paired
 from lpvit_edge.images import Batch, ImageFolder, Preprocess, read_batches
@@ -23,16 +24,20 @@ _BATCH = 32
 def answers(
     model: nn.Module, images: ImageFolder, preprocess: Preprocess, *, what: str
 ) -> "NDArray[np.int64]":
-    """The class that the model gives each image, (n,); UNREADABLE for a corrupt file."""
-    found = np.full(len(images.paths), UNREADABLE, np.int64)
-    starts = range(0, len(images.paths), _BATCH)
+    """The class that the model gives each image, (n,); UNREADABLE for a corrupt file.
+
+    Several processes share the batches and all have the whole answer.
+    """
+    found = torch.zeros(len(images.paths), dtype=torch.int64)
+    starts = share(range(0, len(images.paths), _BATCH))
     device = next(model.parameters()).device
     for start in track(starts, what=what, total=len(starts)):
         for indices, batch in _readable(images, preprocess, start):
             with torch.no_grad():
                 logits = model(torch.from_numpy(batch.images).to(device))
-            found[indices] = logits.argmax(1).cpu().numpy()
-    return found
+            found[indices] = logits.argmax(1).cpu() - UNREADABLE
+    add_up(found)
+    return found.numpy() + UNREADABLE
 
 
 def _readable(

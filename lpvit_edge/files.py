@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from lpvit_edge import distributed
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.records import Record
 
@@ -29,7 +30,16 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def replace_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place durably."""
+    """Let `write` fill a temporary file beside `path`, then put it in place durably.
+
+    Of several processes, which all come here, the first one writes and the others wait for it.
+    """
+    if distributed.is_main():
+        _replace(path, write)
+    distributed.wait()
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:

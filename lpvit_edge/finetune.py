@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lpvit_edge import files, steps
+from lpvit_edge import distributed, files, steps
 from lpvit_edge.errors import DataError, MismatchError
 from lpvit_edge.images import ImageFolder, content_sha256, overlap, read_image
 from lpvit_edge.job import Job
@@ -85,9 +85,7 @@ def finetune(
         )
     trained = training.plain_student.to("cpu").eval()
     after = _accuracy(job, trained, "finetune: accuracy after")
-    if training.accelerator.is_main_process:
-        steps.save_weights(trained, job.path("model.safetensors"))
-    training.accelerator.wait_for_everyone()
+    steps.save_weights(trained, job.path("model.safetensors"))
     record = FinetuneLog(
         model=job.model.identity,
         recipe=recipe,
@@ -102,10 +100,9 @@ def finetune(
         heldout_images=len(job.heldout.paths),
         model_sha256=files.sha256_of(job.path("model.safetensors")),
     )
-    if training.accelerator.is_main_process:
-        files.save(record, job.path("finetune.json"))
+    files.save(record, job.path("finetune.json"))
+    if distributed.is_main():
         state.unlink()
-    training.accelerator.end_training()
     return record
 
 

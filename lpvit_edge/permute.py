@@ -21,6 +21,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from lpvit_edge.distributed import add_up, first_of, from_main
 from lpvit_edge.layers import hooks
 from lpvit_edge.pattern import Pattern
 from lpvit_edge.repair import about_layer, cholesky, refuse_unfit
@@ -131,6 +132,7 @@ def reorder_stage(
             forms.get(pair.first, Form()),
             forms.get(pair.second, Form()),
         )
+        order = from_main(order)  # of several processes each has seen other images
         for model in models:
             reorder(model, pair, order)
     return tuple(pairs)
@@ -150,24 +152,41 @@ def _gains(pair: Pair, first: Form, second: Form) -> bool:
 def _saliencies(
     stage: nn.Module, layers: Mapping[str, nn.Linear], batches: list[Tensor]
 ) -> dict[str, Tensor]:
-    """w_ij^2 / [A^-1]_jj for each weight (N, K) of each layer."""
-    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-    need = max((_TOKENS_PER_INPUT * layer.in_features for layer in layers.values()), default=0)
-    for batch in batches:
-        if all(sum(map(len, parts)) >= need for parts in inputs.values()):
-            break
-        for name, parts in stage_pass(stage, layers, [batch])[0].items():
-            inputs[name] += parts
-    return {name: _saliency(name, layer, torch.cat(inputs[name])) for name, layer in layers.items()}
+    """w_ij^2 / [A^-1]_jj for each weight (N, K) of each layer, A over as many tokens as it needs.
+
+    Several processes take those of the wanted batches that are theirs, and add up.
+    """
+    if not layers:
+        return {}
+    first, _ = stage_pass(stage, layers, batches[:1])
+    wanted = _batches_wanted(layers, {name: len(x) for name, (x,) in first.items()})
+    K = {name: layer.in_features for name, layer in layers.items()}
+    A = {name: x.weight.new_zeros(K[name], K[name]).double() for name, x in layers.items()}
+    tokens = dict.fromkeys(layers, 0)
+    for batch in batches[: max(0, wanted - first_of(len(batches)))]:
+        for name, (x,) in stage_pass(stage, layers, [batch])[0].items():
+            A[name] += gram(x)
+            tokens[name] += len(x)
+    counts = torch.tensor([tokens[name] for name in layers])
+    add_up(*A.values(), counts)
+    return {
+        name: _saliency(name, layer, A[name] / int(count))
+        for (name, layer), count in zip(layers.items(), counts, strict=True)
+    }
 
 
-def _saliency(name: str, layer: nn.Linear, x: Tensor) -> Tensor:
-    upper = gram(x) / len(x)
+def _batches_wanted(layers: Mapping[str, nn.Linear], rows: Mapping[str, int]) -> int:
+    """How many batches give every layer its tokens, as the first process sees it."""
+    need = max(_TOKENS_PER_INPUT * layer.in_features for layer in layers.values())
+    return int(from_main(torch.tensor(max(-(-need // count) for count in rows.values()))))
+
+
+def _saliency(name: str, layer: nn.Linear, upper: Tensor) -> Tensor:
     A = upper.triu() + upper.triu(1).T
     A.diagonal().add_(_DAMPING * float(A.diagonal().mean()))
     with about_layer(name):
         refuse_unfit(A)
-        inverse = torch.cholesky_inverse(cholesky(A.double()))
+        inverse = torch.cholesky_inverse(cholesky(A))
     return layer.weight.detach().square() / inverse.diagonal().float()
 
 

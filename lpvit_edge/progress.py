@@ -14,7 +14,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lpvit_edge.distributed import is_main
+
 T = TypeVar("T")
+
+
+def _console() -> Console:
+    """Of several processes only the first one shows anything."""
+    return Console(stderr=True, quiet=not is_main())
 
 
 def track(items: Iterable[T], *, what: str, total: int) -> Iterator[T]:
@@ -25,7 +32,7 @@ def track(items: Iterable[T], *, what: str, total: int) -> Iterator[T]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=_console(),
     ) as bar:
         task = bar.add_task(what, total=total)
         for item in items:
@@ -35,7 +42,7 @@ def track(items: Iterable[T], *, what: str, total: int) -> Iterator[T]:
 
 def say(text: str) -> None:
     """One line for the person at the terminal."""
-    Console(stderr=True).print(text, style="yellow", soft_wrap=True, markup=False)
+    _console().print(text, style="yellow", soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -45,7 +52,7 @@ def working(what: str) -> Iterator[None]:
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=20),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=_console(),
     ) as bar:
         task = bar.add_task(what, total=None)
         yield

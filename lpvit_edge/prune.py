@@ -8,6 +8,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from lpvit_edge.distributed import refuse_idle, share
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
@@ -62,7 +63,8 @@ def prune(
         model = copy.deepcopy(model)  # is reordered as the pruned one is
     run = _Run(model=model, pruned=pruned, forms=forms, settings=settings, scores=scores or {})
     starts = range(0, len(images), settings.batch)
-    batches = [images[start : start + settings.batch] for start in starts]
+    refuse_idle(len(starts))
+    batches = [images[start : start + settings.batch] for start in share(starts)]
     first = walk.stages[0][0]
     dense_in = [stage_input(model, first, batch) for batch in batches] if first else batches
     pruned_in = dense_out = dense_in

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from lpvit_edge.distributed import add_up, share
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
@@ -60,7 +61,7 @@ def gather_moments(
     """
     layers = {layer.name: model.get_submodule(layer.name) for layer in walk.layers}
     moments = {name: _empty(layer, patterns) for name, layer in layers.items()}
-    starts = range(0, len(images), batch)
+    starts = share(range(0, len(images), batch))
     for start in track(starts, what="sensitivity: gradients", total=len(starts)):
         part = images[start : start + batch]
         seen = _forward_backward(
@@ -68,7 +69,16 @@ def gather_moments(
         )
         for name, (x, g) in seen.items():
             _add(moments[name], layers[name], x, g)
+    for found in moments.values():
+        _add_up(found)
     return moments
+
+
+def _add_up(moments: Moments) -> None:
+    """The moments over the images of all processes."""
+    tokens = torch.tensor([moments.tokens])
+    add_up(moments.A, moments.G, *moments.p.values(), *moments.p_squared.values(), tokens)
+    moments.tokens = int(tokens)
 
 
 def _empty(layer: nn.Module, patterns: tuple[Pattern, ...]) -> Moments:

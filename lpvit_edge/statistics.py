@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lpvit_edge.distributed import add_up
 from lpvit_edge.layers import hooks
 from lpvit_edge.repair import Statistics
 
@@ -71,7 +72,7 @@ def layer_statistics(
     """A = E[z z^T], B = E[W x z^T] and E|W x|^2, where x is what the dense layer received.
 
     With a bias, x and z end in a constant 1, see lpvit_edge.repair. Products are float32 within a
-    batch, the sum over batches is float64.
+    batch, the sum over batches, and over the processes that share them, is float64.
     """
     W = with_bias(dense_layer)
     N, K = W.shape
@@ -89,6 +90,9 @@ def layer_statistics(
         left = y if N < K else torch.cat([x, one], 1)
         A += gram(z_one)
         cross += left.T @ z_one
+    sums = torch.tensor([energy, tokens], dtype=torch.float64)
+    add_up(A, cross, sums)
+    energy, tokens = float(sums[0]), int(sums[1])
     B = cross if N < K else W.double() @ cross
     return Statistics(
         A=_symmetric(A) / tokens, B=B / tokens, target_energy=energy / tokens, tokens=tokens
