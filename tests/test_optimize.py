@@ -83,12 +83,15 @@ def copied(job: Job, folder: Path) -> Job:
 
 def test_a_run_leaves_every_artefact_and_nothing_else(finished: Job) -> None:
     left = {path.name for path in finished.folder.iterdir()}
-    # 24 calibration images are too few for a drift reference, and no floor was asked for.
+    # 24 calibration images are too few for a drift reference; no floor and no fine-tuning was
+    # asked for.
     absent = {
         "device_profile.partial.json",
         "reference.json",
         "reference.safetensors",
         "floor.json",
+        "finetune.json",
+        "finetune.state.pt",
     }
     assert left == set(run_folder.ARTEFACTS) - absent
 
