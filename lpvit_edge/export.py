@@ -20,6 +20,7 @@ from lpvit_edge.features import expose_features
 from lpvit_edge.files import replace_atomic
 from lpvit_edge.layers import Walk, example_images
 from lpvit_edge.pattern import Pattern
+from lpvit_edge.shrink import shrink
 
 if TYPE_CHECKING:
     from lpvit_engines.block_sparse import BlockSparseMatrix
@@ -57,18 +58,21 @@ def export_onnx(
     *,
     image_size: int,
     batch: int = 1,
-) -> None:
+    shrunk: bool = False,
+) -> tuple[str, ...]:
     """Write `model` to `path`, its layers in `patterns` as sparse nodes, the rest dense.
 
     Every weight of a sparse layer's block that is not all zero is stored. Input "images"
     (batch, 3, image_size, image_size), outputs "logits" and, where a linear layer gives them, the
-    "features" (batch, width) that it reads. The file is whole or absent. Raises ModelError when
-    torch cannot export the model.
+    "features" (batch, width) that it reads. With `shrunk`, neurons, heads and layers that no
+    longer compute anything are left out (lpvit_edge.shrink); what went is returned. The file is
+    whole or absent. Raises ModelError when torch cannot export the model.
     """
     replaced = copy.deepcopy(model).eval()
+    gone = shrink(replaced, walk, patterns, image_size=image_size) if shrunk else ()
     activations = {layer.name: layer.activation for layer in walk.layers}
     for name, pattern in patterns.items():
-        if pattern.kind == "block":
+        if pattern.kind == "block" and isinstance(replaced.get_submodule(name), nn.Linear):
             _replace(replaced, name, pattern, activations[name], walk.gelu_after)
     proto = _export(replaced, example_images(image_size, batch=batch))
     _name_nodes_after_layers(proto)
@@ -76,6 +80,7 @@ def export_onnx(
     onnx_nodes.finish(proto)
     onnx = require("onnx")
     replace_atomic(path, lambda temporary: onnx.save(proto, temporary))
+    return gone
 
 
 def _replace(

@@ -43,12 +43,22 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # of the largest logit, between torch and an engine
 
 
-def export_model(job: Job, model: "nn.Module", patterns: Mapping[str, Pattern], path: Path) -> None:
-    """Write a model of the job's architecture, its layers in `patterns` as sparse nodes."""
+def export_model(
+    job: Job,
+    model: "nn.Module",
+    patterns: Mapping[str, Pattern],
+    path: Path,
+    *,
+    shrunk: bool = False,
+) -> tuple[str, ...]:
+    """Write a model of the job's architecture, its layers in `patterns` as sparse nodes.
+
+    With `shrunk`, what no longer computes anything is left out; what went is returned.
+    """
     from lpvit_edge.export import export_onnx
 
     size = job.model.preprocess.image_size
-    export_onnx(model, job.walk, patterns, path, image_size=size)
+    return export_onnx(model, job.walk, patterns, path, image_size=size, shrunk=shrunk)
 
 
 def read_calibration(
@@ -192,7 +202,7 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
     patterns = {name: form.pattern for name, form in forms(allocation).items()}
     path = job.path("model.onnx")
     with working("export: model.onnx, against torch"):
-        export_model(job, pruned, patterns, path)
+        gone = export_model(job, pruned, patterns, path, shrunk=True)
         images, _, _ = read_calibration(job)
         errors, dense_errors = (
             compare_runtimes(
@@ -200,6 +210,8 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
             )
             for model, file in ((pruned, path), (job.model.module, job.path("dense.onnx")))
         )
+    for sentence in gone:
+        say(sentence)
     record = ExportLog(
         model_sha256=weights_sha256,
         onnx_sha256=files.sha256_of(path),

@@ -25,6 +25,7 @@ TORCH_MODULES = {
     "lpvit_edge.prune",
     "lpvit_edge.repair",
     "lpvit_edge.sensitivity",
+    "lpvit_edge.shrink",
     "lpvit_edge.solve",
     "lpvit_edge.statistics",
     "lpvit_edge.trial",
