@@ -3,6 +3,7 @@
 A TOML file says everything at once; paths in it are relative to it:
 
     [model]
+    name = "factory_line"                 # in reports; by default the file's name
     factory = "model.py:create_model"     # or: timm = "deit_small_patch16_224"
     weights = "weights.safetensors"
     [model.arguments]
@@ -37,6 +38,7 @@ from lpvit_edge.records import ModelIdentity
 
 
 class _ModelTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    name: str | None = None
     timm: str | None = None
     factory: str | None = None
     weights: str | None = None
@@ -74,7 +76,9 @@ def load_model(model: str, *, weights: Path | None = None) -> LoadedModel:
     """
     if model.endswith(".toml"):
         path = Path(model)
-        return _load(_read_toml(path), folder=path.parent, name=path.stem, weights=weights)
+        file = _read_toml(path)
+        name = file.model.name or path.stem
+        return _load(file, folder=path.parent, name=name, weights=weights)
     table = _ModelTable(factory=model) if ":" in model else _ModelTable(timm=model)
     return _load(_ModelFile(model=table), folder=Path(), name=model, weights=weights)
 
@@ -145,7 +149,14 @@ def _create_from_factory(factory: str, arguments: dict[str, Any], *, folder: Pat
         raise ModelError(
             f"{factory} does not take [model.arguments] {arguments}: {error}"
         ) from error
-    module = function(**arguments)
+    try:
+        module = function(**arguments)
+    except TypeError as error:  # a function with **kwargs takes any name and hands it on
+        if not any(repr(name) in str(error) for name in arguments):
+            raise
+        raise ModelError(
+            f"{factory} does not take [model.arguments] {arguments}: {error}"
+        ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{factory} returned {type(module).__name__}, expected a torch nn.Module")
     return module

@@ -66,6 +66,34 @@ def test_a_broken_weights_file_is_refused(
         load_model(str(tiny_project / "model.toml"), weights=tmp_path / "w.safetensors")
 
 
+def test_a_model_has_the_name_that_its_file_gives_it(tiny_project: Path) -> None:
+    text = (tiny_project / "model.toml").read_text()
+    named = tiny_project / "named.toml"
+    named.write_text(text.replace("[model]\n", '[model]\nname = "belt 3"\n', 1))
+    assert load_model(str(named)).identity.name == "belt 3"
+    assert load_model(str(tiny_project / "model.toml")).identity.name == "model"
+
+
+def test_a_misspelt_argument_that_a_factory_hands_on_is_refused_by_name(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "factory.py").write_text(
+        "def inner(*, width): ...\n"
+        "def create(**arguments): return inner(**arguments)\n"
+        "def broken(**arguments): return 1 + 'a'\n"
+    )
+    (tmp_path / "m.toml").write_text(
+        '[model]\nfactory = "factory.py:create"\nweights = "w.pt"\n[model.arguments]\nwidht = 3\n'
+    )
+    with pytest.raises(ModelError, match=r"does not take \[model.arguments\] .*'widht'"):
+        load_model(str(tmp_path / "m.toml"))
+    (tmp_path / "m.toml").write_text(
+        '[model]\nfactory = "factory.py:broken"\nweights = "w.pt"\n[model.arguments]\nwidth = 3\n'
+    )
+    with pytest.raises(TypeError, match="unsupported operand"):  # a fault of the file, not of ours
+        load_model(str(tmp_path / "m.toml"))
+
+
 def test_a_misspelt_key_in_the_toml_is_refused_by_name(tiny_project: Path, tmp_path: Path) -> None:
     text = (tiny_project / "model.toml").read_text()
     (tmp_path / "m.toml").write_text(text.replace("image_size", "imagesize"))
