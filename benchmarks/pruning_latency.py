@@ -4,22 +4,20 @@
     python -m benchmarks.pruning_latency --step prune
     python -m benchmarks.pruning_latency --step time
 
-profiles this machine, allocates under several latency budgets, prunes, exports, and times every
-network in turns with the dense one and with uniform ones of rising sparsity. An allocated network
-is set beside the uniform drop at its own measured latency, interpolated between the two uniform
-networks around it. The rows go into pruning.json as `equal_latency`.
+profiles this machine, prunes uniformly to rising sparsities, and allocates under the latency that
+the profile predicts for each of them. All networks are then timed in turns with the dense one. An
+allocated network is set beside the uniform drop at its own measured latency, interpolated between
+the two uniform networks around it. The rows go into pruning.json as `equal_latency`.
 """
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 
 from benchmarks.pruning import ROOT, command
 from benchmarks.pruning_methods import repaired
@@ -28,10 +26,11 @@ from benchmarks.pruning_subject import Source, Subject
 from lpvit_edge import files
 from lpvit_edge.allocate import allocate
 from lpvit_edge.device_profile import profile_device
-from lpvit_edge.errors import BudgetNotMetError
 from lpvit_edge.export import export_onnx
 from lpvit_edge.images import content_sha256
 from lpvit_edge.job import prepare_without_images
+from lpvit_edge.layer_options import layer_options
+from lpvit_edge.network_cost import latency_ms
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.profile import random_input
 from lpvit_edge.prune import Form
@@ -42,43 +41,41 @@ from lpvit_engines.base import Engine
 from lpvit_profilers.latency import LatencyMeasurement, measure_alternating
 
 PATTERN = "64x1"
-SHARES = (0.65, 0.55, 0.5, 0.45, 0.4)  # budgets, of the dense latency
-UNIFORM = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SPARSITIES = (0.7, 0.8, 0.85, 0.9)  # below, nothing measurable is lost in this pattern
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """One pruned network: how it was asked for, timed and scored."""
 
     plan: str  # uniform | allocated
-    asked: float  # sparsity of uniform, share of the dense latency of allocated
+    sparsity: float  # of uniform; allocated has the latency predicted for that
     latency_ms: float
     mad_ms: float  # median absolute deviation
     share: float  # of the dense latency, measured
-    predicted_share: float | None
+    predicted_share: float
     drop: float
     drop_low: float
     drop_high: float
     uniform_drop: float | None = None  # of uniform pruning at this latency
 
 
-def plans(
-    subject: Subject, profile: DeviceProfile, sensitivity: Sensitivity, patterns: tuple[str, ...]
-) -> dict[tuple[str, float], tuple[dict[str, Form], float | None]]:
-    """Forms of every network, with the latency share that the profile predicts."""
-    found: dict[tuple[str, float], tuple[dict[str, Form], float | None]] = {}
+Plans = dict[tuple[str, float], tuple[dict[str, Form], float]]
+
+
+def plans(subject: Subject, profile: DeviceProfile, sensitivity: Sensitivity) -> Plans:
+    """Forms of every network, with the latency in ms that the profile predicts."""
+    found: Plans = {}
     pattern = parse_pattern(PATTERN)
-    for sparsity in UNIFORM:
+    options = layer_options(profile, sensitivity, criterion="hessian", patterns=(PATTERN,))
+    for sparsity in SPARSITIES:
+        chosen = [next(o for o in opts if o.sparsity == sparsity) for opts in options]
+        budget_ms = latency_ms(profile, chosen)
         form = Form(pattern=pattern, sparsity=sparsity)
-        found["uniform", sparsity] = {x.name: form for x in subject.fitting(pattern)}, None
-    for share in SHARES:
-        budget = {"latency_ms": share * profile.dense.median_ms}
-        try:
-            allocation = allocate(profile, sensitivity, budget=budget, patterns=patterns)
-        except BudgetNotMetError as error:
-            print(f"{share:.2f}x: {error}")
-            continue
-        predicted = allocation.predicted_latency_ms / allocation.predicted_dense_ms
-        found["allocated", share] = forms_of(allocation), predicted
+        found["uniform", sparsity] = {x.name: form for x in subject.fitting(pattern)}, budget_ms
+        allocation = allocate(
+            profile, sensitivity, budget={"latency_ms": budget_ms}, patterns=(PATTERN,)
+        )
+        found["allocated", sparsity] = forms_of(allocation), allocation.predicted_latency_ms
     return found
 
 
@@ -122,13 +119,11 @@ def main() -> None:
     )
     parser.add_argument("--model", default="model")
     parser.add_argument("--step", choices=("profile", "prune", "time"), required=True)
-    parser.add_argument("--patterns", nargs="+", default=[PATTERN])
-    parser.add_argument("--profile-seconds", type=float, default=120.0)
+    parser.add_argument("--profile-seconds", type=float, default=60.0)
     parser.add_argument("--seconds", type=float, default=4.0, help="per network")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=1, help="of the engine")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(given.threads)
     path = ROOT / "examples" / "factory_line" / f"{given.model}.toml"
     source = Source(path, given.data, calibration=256, heldout=None)
     {"profile": profile_step, "prune": prune_step, "time": time_step}[given.step](given, source)
@@ -141,14 +136,14 @@ def profile_step(given: argparse.Namespace, source: Source) -> None:
         given.work,
         engine="openvino",
         threads=given.threads,
-        patterns=tuple(given.patterns),
+        patterns=(PATTERN,),
     )
     profile_device(job, seconds=given.profile_seconds)
 
 
 def prune_step(given: argparse.Namespace, source: Source) -> None:
     """Every network pruned, scored and exported; needs no quiet machine."""
-    subject = source.subject(given.patterns)
+    subject = source.subject([PATTERN])
     profile = files.load(DeviceProfile, given.work / "device_profile.json")
     sensitivity = Sensitivity(
         model=source.identity,
@@ -158,15 +153,14 @@ def prune_step(given: argparse.Namespace, source: Source) -> None:
     )
     size = source.loaded.preprocess.image_size
     kept = []
-    for (plan, asked), (forms, predicted) in plans(
-        subject, profile, sensitivity, tuple(given.patterns)
-    ).items():
+    for (plan, sparsity), (forms, predicted_ms) in plans(subject, profile, sensitivity).items():
         model = repaired(subject, forms)
-        name = f"{plan}_{asked:g}"
+        name = f"{plan}_{sparsity:g}"
         patterns = {layer: form.pattern for layer, form in forms.items()}
         export_onnx(model, subject.walk, patterns, given.work / f"{name}.onnx", image_size=size)
         drop = paired_drop(subject.dense_right, subject.right(model))
-        kept.append({"plan": plan, "asked": asked, "predicted_share": predicted, **drop})
+        predicted = {"predicted_share": predicted_ms / profile.dense.median_ms}
+        kept.append({"plan": plan, "sparsity": sparsity, **predicted, **drop})
         print(f"{name}: drop {drop['drop']:.2f}", flush=True)
     files.write_atomic(given.work / "networks.json", json.dumps(kept, indent=1).encode())
 
@@ -174,7 +168,7 @@ def prune_step(given: argparse.Namespace, source: Source) -> None:
 def time_step(given: argparse.Namespace, source: Source) -> None:
     """All networks in alternation: to be timed while nothing else runs."""
     kept = json.loads((given.work / "networks.json").read_text(encoding="utf-8"))
-    names = [f"{k['plan']}_{k['asked']:g}" for k in kept]
+    names = [f"{k['plan']}_{k['sparsity']:g}" for k in kept]
     paths = {name: given.work / f"{name}.onnx" for name in names}
     measured = timed(
         {"dense": given.work / "dense.onnx", **paths},
@@ -185,7 +179,7 @@ def time_step(given: argparse.Namespace, source: Source) -> None:
     networks = [
         Network(
             plan=k["plan"],
-            asked=k["asked"],
+            sparsity=k["sparsity"],
             latency_ms=measured[name].median_ms,
             mad_ms=measured[name].mad_ms,
             share=measured[name].median_ms / dense,
