@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,7 +26,7 @@ from torch.nn import functional
 
 from benchmarks.pruning import ROOT, command
 from benchmarks.pruning_methods import repaired
-from benchmarks.pruning_rows import Store, paired_drop
+from benchmarks.pruning_rows import Row, Store, paired_drop
 from benchmarks.pruning_subject import Source, Subject, batches
 from lpvit_edge import files
 from lpvit_edge.allocate import allocate
@@ -198,6 +199,16 @@ def prune_step(given: argparse.Namespace, source: Source) -> None:
     files.write_atomic(given.work / "networks.json", json.dumps(kept, indent=1).encode())
 
 
+def uniform_rows(model: str, pattern: str, kept: list[dict[str, Any]]) -> list[Row]:
+    """The uniform networks are cells of the accuracy grid too."""
+    fields = ("sparsity", "accuracy", "drop", "drop_low", "drop_high", "lost", "won")
+    return [
+        Row(model=model, method="uniform", pattern=pattern, **{name: k[name] for name in fields})
+        for k in kept
+        if k["plan"] == "uniform"
+    ]
+
+
 def time_step(given: argparse.Namespace, source: Source) -> None:
     """All networks in alternation: to be timed while nothing else runs."""
     kept = json.loads((given.work / "networks.json").read_text(encoding="utf-8"))
@@ -224,6 +235,9 @@ def time_step(given: argparse.Namespace, source: Source) -> None:
         for k, name in zip(kept, paths, strict=True)
     ]
     store = Store(given.out / "pruning.json", {given.model: source.facts()})
+    for row in uniform_rows(given.model, given.pattern, kept):
+        if row not in store:
+            store.add(row)
     profile = files.load(DeviceProfile, given.work / "device_profile.json")
     section = {
         "model": given.model,

@@ -53,7 +53,7 @@ def paired_drop(dense: Tensor, pruned: Tensor) -> dict[str, Any]:
     centre = (b - c) / total
     half = _Z * math.sqrt(b + c - (b - c) ** 2 / total) / total
     return {
-        "accuracy": float(pruned.float().mean()),
+        "accuracy": float(pruned.double().mean()),
         "drop": 100.0 * (lost - won) / n,
         "drop_low": 100.0 * (centre - half),
         "drop_high": 100.0 * (centre + half),

@@ -146,7 +146,7 @@ def test_the_page_says_by_how_much_a_goal_is_missed_and_keeps_what_stands_around
         ],
     }
     text = replaced("# Title\n", markdown(document))
-    assert "64x1 at 60%, at most 0.3 points: missed by 0.50 points" in text
+    assert "64x1 at 60%, uniform, at most 0.3 points: missed by 0.50 points" in text
     assert "0.80 (0.20 to 1.40)" in text
     assert replaced(text + "after\n", "new").startswith("# Title")
     assert "after" in replaced(text + "after\n", "new")
