@@ -1,7 +1,5 @@
 """The first step: dense.onnx and device_profile.json, everything that this device was asked."""
 
-import copy
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,20 +11,17 @@ from lpvit_edge import files
 from lpvit_edge import profile as profiling
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.job import Job
-from lpvit_edge.pattern import Pattern, parse_pattern
 from lpvit_edge.progress import working
 from lpvit_edge.records import DeviceProfile, GemmCost, LayerShape, PartialProfile, PowerNote
 from lpvit_edge.steps import export_model
+from lpvit_edge.whole_networks import measure_networks
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lpvit_profilers.base import SourceInfo
-    from lpvit_profilers.latency import LatencyMeasurement
     from lpvit_profilers.sampler import Sampler
 
 # Beyond these the profile says that it may not be trusted.
-_DRIFT_LIMIT, _UNSTABLE_LIMIT, _SUM_LIMITS = 0.05, 0.2, (0.8, 1.25)
+_DRIFT_LIMIT, _UNSTABLE_LIMIT, _SUM_LIMITS, _ERROR_LIMIT = 0.05, 0.2, (0.8, 1.25), 0.1
 
 
 def profile_device(
@@ -63,8 +58,8 @@ def profile_device(
             keep=partial.keep,
             sensor=sensor,
         )
-    layers = job.walk.layers
-    dense, rest = _whole_networks(job, dense_onnx, gemms, seconds=network_seconds)
+        networks = measure_networks(job, dense_onnx, gemms, seconds=network_seconds, sensor=sensor)
+    layers, dense, rest = job.walk.layers, networks.dense, networks.rest_ms
     in_place = profiling.in_place_ms(dense_onnx, layers, engine=job.engine, threads=job.threads)
     drift = _drift(job, gemms)
     total = (rest + profiling.dense_layers_ms(layers, gemms)) / dense.median_ms
@@ -86,28 +81,17 @@ def profile_device(
         rank_correlation=profiling.rank_correlation(in_place, layers, gemms),
         drift=drift,
         power=_checked(power, gemms, sensor),
-        reasons=tuple(_reasons(gemms, drift=drift, total=total, rest=rest)),
+        reasons=tuple(
+            _reasons(gemms, drift=drift, total=total, rest=rest, mixed_error=networks.mixed_error)
+        ),
+        rest_energy_mj=networks.rest_energy_mj,
         rest_weight_bytes=_rest_weight_bytes(dense_onnx, layers),
+        factors=networks.factors,
+        mixed_error=networks.mixed_error,
     )
     files.save(record, path or job.path("device_profile.json"))
     partial.done()
     return record
-
-
-def _whole_networks(
-    job: Job, dense_onnx: Path, gemms: tuple[GemmCost, ...], *, seconds: float
-) -> "tuple[LatencyMeasurement, float]":
-    """The dense network as timed, and the milliseconds of its rest, see lpvit_edge.profile."""
-    emptied, emptied_as = _emptied(job)
-    with tempfile.TemporaryDirectory() as scratch, working("profile: whole networks"):
-        emptied_onnx = Path(scratch) / "emptied.onnx"
-        export_model(job, emptied, emptied_as, emptied_onnx)
-        networks = profiling.profile_networks(
-            dense_onnx, emptied_onnx, engine=job.engine, threads=job.threads, seconds=seconds
-        )
-    names = {name: str(pattern) for name, pattern in emptied_as.items()}
-    emptied_ms = networks["other"].median_ms
-    return networks["dense"], profiling.rest_ms(emptied_ms, job.walk.layers, gemms, names)
 
 
 def _rest_weight_bytes(dense_onnx: Path, layers: tuple[LayerShape, ...]) -> int:
@@ -129,6 +113,7 @@ class _Partial:
             threads=job.threads,
             patterns=job.patterns,
             gemms=(),
+            method=profiling.METHOD,
         )
 
     def kept(self) -> tuple[GemmCost, ...]:
@@ -195,22 +180,6 @@ def _checked(
     return msgspec.structs.replace(note, quality=quality, reason="; ".join(said) or None)
 
 
-def _emptied(job: Job) -> "tuple[nn.Module, dict[str, Pattern]]":
-    """The model with every prunable layer zero, and the pattern in which each is exported."""
-    import torch
-
-    model = copy.deepcopy(job.model.module)
-    patterns = [parse_pattern(name) for name in job.patterns]
-    chosen: dict[str, Pattern] = {}
-    for layer in job.walk.layers:
-        fitting = [p for p in patterns if p.fits(layer.out_features, layer.in_features)]
-        if fitting:
-            chosen[layer.name] = fitting[0]
-            with torch.no_grad():
-                model.get_parameter(f"{layer.name}.weight").zero_()
-    return model, chosen
-
-
 def _drift(job: Job, gemms: tuple[GemmCost, ...]) -> float | None:
     """Relative change of the largest dense layer since it was timed first.
 
@@ -231,7 +200,12 @@ def _same(gemm: GemmCost, shape: LayerShape) -> bool:
 
 
 def _reasons(
-    gemms: tuple[GemmCost, ...], *, drift: float | None, total: float, rest: float
+    gemms: tuple[GemmCost, ...],
+    *,
+    drift: float | None,
+    total: float,
+    rest: float,
+    mixed_error: float | None,
 ) -> Iterator[str]:
     """Each completes "the profile may not be trusted because ..."."""
     unstable = sum(not gemm.stable for gemm in gemms)
@@ -248,3 +222,5 @@ def _reasons(
         yield f"the same layer took {drift:+.0%} at the end; let the machine come to rest"
     if not _SUM_LIMITS[0] <= total <= _SUM_LIMITS[1]:
         yield f"the parts add up to {total:.2f} of the whole network; take layer times as relative"
+    if mixed_error is not None and abs(mixed_error) > _ERROR_LIMIT:
+        yield f"a network of mixed forms was predicted {mixed_error:+.0%} off; profile in quiet"

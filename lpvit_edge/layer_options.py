@@ -49,9 +49,19 @@ def _key(part: LayerShape | GemmCost) -> _Key:
     return part.tokens, part.in_features, part.out_features, part.activation
 
 
+def costs_in_network(profile: DeviceProfile) -> tuple[GemmCost, ...]:
+    """The forms as they cost inside a network: timed alone, times their pattern's factor."""
+    return tuple(
+        msgspec.structs.replace(
+            gemm, latency_ms=gemm.latency_ms * profile.factors.get(gemm.pattern, 1.0)
+        )
+        for gemm in profile.gemms
+    )
+
+
 def _costs(profile: DeviceProfile) -> dict[_Key, dict[str, list[GemmCost]]]:
     costs: dict[_Key, dict[str, list[GemmCost]]] = {}
-    for gemm in profile.gemms:
+    for gemm in costs_in_network(profile):
         costs.setdefault(_key(gemm), {}).setdefault(gemm.pattern, []).append(gemm)
     return costs
 

@@ -108,13 +108,14 @@ def repeated_layer_model(
     in_features: int,
     out_features: int,
     activation: str,
-    copies: "list[Weight]",
+    copies: "list[Weight | None]",
 ) -> Any:
-    """A model that applies several layers to one input (1, tokens, in_features).
+    """A model that gives each of several layers an input of its own, made from (1, tokens, K).
 
-    Each copy is a weight (out_features, in_features), dense or block-sparse. Of every result one
-    number goes to the output, so that no layer can be left out and little is copied. Without
-    copies four numbers of the input are taken: what a call costs without any layer.
+    Each copy is a weight (out_features, in_features), dense or block-sparse, or None for no layer.
+    Before each stands a layer normalization, as in a network: a layer that found its input where
+    the copy before it had left it would look faster than it is. Of every result one number goes to
+    the output, so that no layer can be left out and little is copied.
     """
     onnx = require("onnx")
     helper, numpy_helper = require("onnx.helper"), require("onnx.numpy_helper")
@@ -129,27 +130,24 @@ def repeated_layer_model(
     for name, value in (("first", 0), ("second", 1), ("axis_1", 1), ("axis_2", 2)):
         constant(name, np.array([value], np.int64))
     bias = constant("bias", np.linspace(-1, 1, out_features, dtype=np.float32))
-    picked = []
-    branches: list[Weight | None] = [*copies] or [None] * 4
-    for index, weight in enumerate(branches):
-        result = (
-            "x"
-            if weight is None
-            else _layer_nodes(nodes, constant, index, weight, bias, activation)
-        )
-        nodes.append(
-            helper.make_node("Slice", [result, "first", "second", "axis_1"], [f"r{index}"])
-        )
-        nodes.append(
-            helper.make_node("Slice", [f"r{index}", "first", "second", "axis_2"], [f"p{index}"])
-        )
-        picked.append(f"p{index}")
+    shift = constant("shift", np.zeros(in_features, np.float32))
+    for index, weight in enumerate(copies):
+        # Unequal scales, or the normalizations would be merged into one.
+        scale = constant(f"scale{index}", np.full(in_features, 1 + index / 64, np.float32))
+        result = f"x{index}"
+        nodes.append(helper.make_node("LayerNormalization", ["x", scale, shift], [result], axis=-1))
+        if weight is not None:
+            result = _layer_nodes(nodes, constant, index, weight, bias, activation)
+        for slice_of, out, axis in ((result, "r", "axis_1"), (f"r{index}", "p", "axis_2")):
+            inputs = [slice_of, "first", "second", axis]
+            nodes.append(helper.make_node("Slice", inputs, [f"{out}{index}"]))
+    picked = [f"p{index}" for index in range(len(copies))]
     nodes.append(helper.make_node("Concat", picked, ["y"], axis=2))
     graph = helper.make_graph(
         nodes,
         "layer",
         [helper.make_tensor_value_info("x", float_type, [1, tokens, in_features])],
-        [helper.make_tensor_value_info("y", float_type, [1, 1, len(branches)])],
+        [helper.make_tensor_value_info("y", float_type, [1, 1, len(copies)])],
         initializers,
     )
     return finish(helper.make_model(graph, opset_imports=_opsets(helper), ir_version=IR_VERSION))
@@ -164,10 +162,10 @@ def _layer_nodes(
     activation: str,
 ) -> str:
     helper = require("onnx.helper")
-    out = f"y{index}"
+    source, out = f"x{index}", f"y{index}"
     if isinstance(weight, np.ndarray):
         w = constant(f"w{index}", weight.T)
-        nodes.append(helper.make_node("MatMul", ["x", w], [f"m{index}"], name=f"layer{index}"))
+        nodes.append(helper.make_node("MatMul", [source, w], [f"m{index}"], name=f"layer{index}"))
         nodes.append(helper.make_node("Add", [f"m{index}", bias], [out]))
         if activation != "gelu":
             return out
@@ -180,7 +178,7 @@ def _layer_nodes(
     nodes.append(
         helper.make_node(
             OP,
-            ["x", *parts, bias],
+            [source, *parts, bias],
             [out],
             name=f"layer{index}",
             domain=DOMAIN,

@@ -1,10 +1,11 @@
 """Measure what each form of each layer costs on this device, through the engine itself.
 
-A layer is far shorter than one engine call, so it is timed inside a small network of several
-copies, each with weights of its own (a real network never finds its weights in the cache either),
-in alternation with a network without layers, whose time is taken off:
+A layer is far shorter than one engine call, so it is timed inside a network of several copies,
+each behind a normalization and with weights of its own (a real network does not find its input and
+its weights where the layer before had them either), in alternation with a network that has the
+normalizations and no layers, whose time is taken off:
 
-    latency = (t(COPIES layers) - t(0 layers)) / COPIES
+    latency = (t(copies) - t(no layers)) / copies
 
 The rest of the network (attention, norms, patch embedding, head) is the whole network with every
 prunable layer emptied to zero blocks, less what the empty layers cost alone.
@@ -21,7 +22,7 @@ import numpy as np
 
 from lpvit_edge.deps import require
 from lpvit_edge.files import write_atomic
-from lpvit_edge.layer_networks import COPIES, LayerForm, layer_forms, network
+from lpvit_edge.layer_networks import LayerForm, layer_forms, network
 from lpvit_edge.progress import track
 from lpvit_edge.records import GemmCost, LayerShape
 
@@ -37,6 +38,7 @@ SPARSITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 DEFAULT_SECONDS = 0.3  # for each form, when no budget says otherwise
 _MIN_SECONDS, _MAX_SECONDS = 0.03, 2.0
 ENERGY_WINDOW_S = 3.0
+METHOD = "own inputs and weights"  # of timing a layer alone; costs of another are not taken over
 # A cost is called stable when half of its samples lie this close to the median.
 _STABLE_SHARE, _STABLE_MS = 0.1, 0.002
 
@@ -57,8 +59,9 @@ def profile_gemms(
 
     `seconds` bounds the whole: forms of layers with more work get more of it, and when it has
     passed, forms not yet timed are left out, so they are no option later (the dense forms and one
-    empty form of each layer, which every prediction needs, never are). So is a form whose time,
-    also when taken again, drowns in its scatter.
+    empty form of each layer, which every prediction needs, never are). A form that is not stable
+    is timed once more, and the steadier of the two counts; one whose time drowns in its scatter
+    both times is left out.
     `kept` are costs from an interrupted run; `keep` is called with all costs after each form.
     With a running `sensor` each form's energy is measured too.
     """
@@ -76,8 +79,9 @@ def profile_gemms(
             costs.append(known[key])
         elif not late:
             cost = measure_form(form, engine, threads, share[form], sensor)
-            if form not in required and not is_measured(cost):
-                cost = measure_form(form, engine, threads, 2 * share[form], sensor)
+            if not cost.stable:
+                again = measure_form(form, engine, threads, 2 * share[form], sensor)
+                cost = min(cost, again, key=_scatter)
             if form in required or is_measured(cost):
                 costs.append(cost)
             if keep is not None:
@@ -88,6 +92,10 @@ def profile_gemms(
 def is_measured(cost: GemmCost) -> bool:
     """Whether the time stands out of its own scatter; a form that does not is no option."""
     return cost.latency_ms > cost.spread_ms
+
+
+def _scatter(cost: GemmCost) -> float:
+    return cost.spread_ms / cost.latency_ms if cost.latency_ms > 0.0 else float("inf")
 
 
 def _required(forms: tuple[LayerForm, ...]) -> tuple[LayerForm, ...]:
@@ -120,17 +128,18 @@ def measure_form(
 
     with TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         runs: dict[str, Callable[[], object]] = {}
-        for name, copies in (("full", COPIES), ("base", 0)):
+        for name in ("full", "base"):
             path = Path(scratch) / f"{name}.onnx"
-            write_atomic(path, network(form, copies=copies))
+            write_atomic(path, network(form, empty=name == "base"))
             loaded = stack.enter_context(load_engine(engine, path, threads=threads))
-            runs[name] = _run(loaded)
+            runs[name] = call(loaded)
         timed = measure_alternating(runs, min_time_s=seconds / 2)
-        energy = None if sensor is None else _energy_mj(runs, *sensor)
+        energy = None if sensor is None else _energy_mj(runs, *sensor, copies=form.copies)
     return _cost(form, timed, energy_mj=energy)
 
 
-def _run(engine: "Engine") -> Callable[[], object]:
+def call(engine: "Engine") -> Callable[[], object]:
+    """One call of an engine on noise."""
     x = random_input(engine)
     return lambda: engine.infer(x)
 
@@ -141,27 +150,37 @@ def random_input(engine: "Engine") -> "NDArray[np.float32]":
 
 
 def _energy_mj(
-    runs: dict[str, Callable[[], object]], sampler: "Sampler", info: "SourceInfo"
+    runs: dict[str, Callable[[], object]],
+    sampler: "Sampler",
+    info: "SourceInfo",
+    *,
+    copies: int,
 ) -> float | None:
     """Gross energy of one layer; None where the sensor could not tell it from no layer at all."""
+    full, base = (call_energy_mj(runs[name], sampler, info) for name in ("full", "base"))
+    if full is None or base is None or full <= base:
+        return None
+    return (full - base) / copies
+
+
+def call_energy_mj(
+    run: Callable[[], object], sampler: "Sampler", info: "SourceInfo"
+) -> float | None:
+    """Gross energy of one call, looped for one window; None where the sensor could not tell."""
     from lpvit_profilers.energy_window import measure_window
 
-    windows = [
-        measure_window(runs[name], sampler, info, for_s=ENERGY_WINDOW_S)
-        for name in ("full", "base")
-    ]
-    per_call = [w.energy_mj / w.calls for w in windows if w.energy_mj is not None and w.calls]
-    if len(per_call) < 2 or per_call[0] <= per_call[1]:
+    window = measure_window(run, sampler, info, for_s=ENERGY_WINDOW_S)
+    if window.energy_mj is None or not window.calls:
         return None
-    return (per_call[0] - per_call[1]) / COPIES
+    return window.energy_mj / window.calls
 
 
 def _cost(
     form: LayerForm, timed: "Mapping[str, LatencyMeasurement]", *, energy_mj: float | None
 ) -> GemmCost:
     full, base = timed["full"], timed["base"]
-    latency_ms = max(0.0, (full.median_ms - base.median_ms) / COPIES)
-    spread_ms = (full.mad_ms + base.mad_ms) / COPIES
+    latency_ms = max(0.0, (full.median_ms - base.median_ms) / form.copies)
+    spread_ms = (full.mad_ms + base.mad_ms) / form.copies
     return GemmCost(
         tokens=form.shape.tokens,
         in_features=form.shape.in_features,
@@ -187,7 +206,7 @@ def profile_networks(
         load_engine(engine, dense, threads=threads) as full,
         load_engine(engine, other, threads=threads) as second,
     ):
-        return measure_alternating({"dense": _run(full), "other": _run(second)}, min_time_s=seconds)
+        return measure_alternating({"dense": call(full), "other": call(second)}, min_time_s=seconds)
 
 
 def rest_ms(

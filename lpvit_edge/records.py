@@ -102,6 +102,7 @@ class PartialProfile(Record, frozen=True, kw_only=True):
     threads: int
     patterns: tuple[str, ...]
     gemms: tuple[GemmCost, ...]
+    method: str = "shared input"  # how layers were timed alone; others are not taken over
 
 
 class PowerNote(Part, frozen=True, kw_only=True):
@@ -117,7 +118,7 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     """What this device needs for every form of every layer of one model."""
 
     KIND: ClassVar[str] = "device-profile"
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     device: dict[str, Any]
     fingerprint: str
@@ -139,6 +140,8 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     reasons: tuple[str, ...]  # why the profile may not be trusted; empty when nothing speaks so
     rest_energy_mj: float | None = None  # gross, of the network without its prunable layers
     rest_weight_bytes: int | None = None  # of all other initializers; None before format 2
+    factors: dict[str, float] = {}  # k by pattern: layers in a network over alone; absent: 1
+    mixed_error: float | None = None  # of a mixed network's prediction, which fitted no factor
 
 
 class SensitivityCurve(Part, frozen=True, kw_only=True):

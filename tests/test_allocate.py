@@ -126,7 +126,9 @@ def test_the_baselines_keep_every_constraint_or_refuse_and_never_beat_milp(
             continue
         assert all(constraint.holds(picks) for constraint in built)
         exact = distortion(options, by_milp(options, built))
-        assert distortion(options, picks) >= exact * (1 - 1e-5)
+        # Both may lie within the solver's tolerance of the largest distortion.
+        largest = max(option.distortion for opts in options for option in opts)
+        assert distortion(options, picks) >= exact * (1 - 1e-5) - 1e-9 * largest
 
 
 def test_a_distortion_a_billion_times_smaller_than_the_largest_is_still_told_apart() -> None:
