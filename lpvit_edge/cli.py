@@ -223,10 +223,11 @@ def check(
     heldout: options.Heldout = None,
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
+    window: options.Window = "default",
 ) -> None:
     """Measure dense.onnx and model.onnx side by side on this device: check.json.
 
-    Example: lpvit check examples/factory_line/model.toml --out runs/demo
+    Example: lpvit check examples/factory_line/model.toml --out runs/demo --window reference
     """
     distributed.refuse_many("check")
     from lpvit_edge import files, steps
@@ -234,7 +235,7 @@ def check(
 
     allocation = files.load(Allocation, out / "allocation.json")
     job = options.job(model, out, weights, calibration, heldout, 1, engine, threads, "64x1")
-    record = steps.check(job, allocation)
+    record = steps.check(job, allocation, seconds=options.window_s(window))
     drop = "no labels" if record.accuracy_drop is None else f"{100 * record.accuracy_drop:.2f}"
     print(f"{job.path('check.json')}: {record.speedup:.2f}x faster, accuracy drop {drop} points")
 

@@ -67,6 +67,9 @@ Allocator: TypeAlias = Annotated[str, typer.Option(help="milp (exact), slope (LP
 Criterion: TypeAlias = Annotated[
     str, typer.Option(help="hessian (after repair) or taylor (LPViT, mask only).")
 ]
+Window: TypeAlias = Annotated[
+    str, typer.Option(help="Length of each loop: quick (3 s), default (10 s) or reference (60 s).")
+]
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout instead of a table.")
 ]
@@ -143,3 +146,11 @@ def one_of(value: str, allowed: tuple[str, ...], option: str) -> str:
 def split(text: str) -> tuple[str, ...]:
     """Names separated by commas, each once."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def window_s(name: str) -> float:
+    """Seconds of one loop of a measurement by its name."""
+    from lpvit_profilers.energy import DEFAULT_S, QUICK_S, REFERENCE_S
+
+    windows = {"quick": QUICK_S, "default": DEFAULT_S, "reference": REFERENCE_S}
+    return windows[one_of(name, tuple(windows), "--window")]

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lpvit_edge.errors import UnknownOptionError
 from lpvit_profilers.base import Conditions, PowerSample, Quality, SourceInfo
 from lpvit_profilers.energy import measure_energy
 from lpvit_profilers.energy_records import EnergyMeasurement
@@ -224,6 +225,30 @@ def test_a_clock_that_moves_is_not_trusted() -> None:
 def test_a_sensor_that_looks_back_loses_the_edges_of_the_window() -> None:
     found = measured(Bench(averaging_s=0.5), repeats=1, window_s=1.5)
     assert found.mean_power_mw == pytest.approx(BUSY_MW, rel=NEARLY)
+
+
+def test_a_sensor_that_can_tell_how_far_it_looks_back_is_asked_with_the_work_itself() -> None:
+    class Probed(Bench):
+        asked_s: float | None = None
+
+        def probe_averaging(self, load: Any, *, for_s: float) -> None:
+            assert not self.busy
+            self.asked_s = for_s
+            load()
+            self.info = msgspec.structs.replace(self.info, averaging_s=0.1)
+
+    bench = Probed()
+    found = measured(bench)
+    assert bench.asked_s == 0.4  # the window's length, where that is short
+    assert found.mean_power_mw == pytest.approx(BUSY_MW, rel=NEARLY)
+
+
+def test_the_lengths_of_a_loop_have_names() -> None:
+    from lpvit_edge.options import window_s
+
+    assert [window_s(name) for name in ("quick", "default", "reference")] == [3.0, 10.0, 60.0]
+    with pytest.raises(UnknownOptionError, match="quick, default, reference"):
+        window_s("long")
 
 
 def test_suspect_readings_stay_suspect_in_the_result() -> None:

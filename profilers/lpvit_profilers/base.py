@@ -4,9 +4,9 @@ A source never invents a number: a rail that cannot be read is absent from the s
 that cannot be formed is None and stands beside a reason.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -84,6 +84,14 @@ class PowerSource(Protocol):
     def conditions(self) -> Conditions: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ProbesAveraging(Protocol):
+    """A source that can find on site how far back one of its readings looks."""
+
+    def probe_averaging(self, load: Callable[[], object], *, for_s: float) -> object:
+        """Step from idle to `load`, called again and again, and remember what `info` then says."""
 
 
 SourceT = TypeVar("SourceT", bound=PowerSource)

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable
 
-from lpvit_profilers.base import PowerSource
+from lpvit_profilers.base import PowerSource, ProbesAveraging
 from lpvit_profilers.energy_records import EnergyMeasurement
 from lpvit_profilers.energy_summary import Session, Turn, summarise
 from lpvit_profilers.energy_window import measure_window
@@ -25,6 +25,7 @@ REPEATS = 5
 # How often heat, clocks and throttling are noted while the work runs.
 _WATCH_S = 1.0
 _AGREE = 0.01
+_PROBE_S = 3.0  # to see a mean over one second follow a step
 _SAME_TEMPERATURE_C = 2.0
 _Run = Callable[[], object]
 
@@ -40,7 +41,7 @@ def measure_energy(
     max_cooldown_s: float = 10.0,
     seed: int | None = None,
 ) -> EnergyMeasurement:
-    """Measure the energy of `run()` with an open `source`.
+    """Measure the energy of `run()` with an open `source`; nothing else may run on the device.
 
     `run` must be synchronous. `idle_s` is the length of the rest before and after, by default
     half a window; whatever is loaded stays loaded, so a loaded engine belongs to idle.
@@ -52,8 +53,10 @@ def measure_energy(
     rest_s = window_s / 2 if idle_s is None else idle_s
     warm_limit_s = min(60.0, 6 * window_s) if max_warmup_s is None else max_warmup_s
     generator = random.Random(seed)
+    if isinstance(source, ProbesAveraging):  # while it is idle, and nobody else reads it
+        source.probe_averaging(run, for_s=min(_PROBE_S, window_s))
     with Sampler(source, seed=seed, watch_s=min(_WATCH_S, window_s / 3)) as sampler:
-        time.sleep(2 * sampler.poll_s + 2 * source.info.period_s)
+        time.sleep(2 * sampler.poll_s + 2 * source.info.period_s + source.info.averaging_s)
         start = source.conditions()
         idle_before = measure_window(_rest, sampler, source.info, for_s=rest_s)
         unsettled = _warm_up(run, source, block_s=min(1.0, window_s / 3), limit_s=warm_limit_s)
