@@ -73,7 +73,7 @@ def costlier(profile: DeviceProfile) -> DeviceProfile:
     gemms = [
         msgspec.structs.replace(g, latency_ms=unit_ms * (1.0 - g.sparsity)) for g in profile.gemms
     ]
-    return msgspec.structs.replace(profile, gemms=tuple(gemms), rest_ms=0.0)
+    return msgspec.structs.replace(profile, gemms=tuple(gemms), rest_ms=0.0, factors={})
 
 
 def copied(job: Job, folder: Path) -> Job:
