@@ -24,14 +24,13 @@ from torch import Tensor, nn
 from lpvit_edge.distributed import add_up, first_of, from_main
 from lpvit_edge.layers import hooks
 from lpvit_edge.pattern import Pattern
-from lpvit_edge.repair import about_layer, cholesky, refuse_unfit
+from lpvit_edge.repair import DAMPING, about_layer, cholesky, refuse_unfit
 from lpvit_edge.solve import Form
 from lpvit_edge.statistics import gram, stage_pass
 
 _TOLERANCE = 1e-4  # of the largest output: what float32 sums in another order may differ
 _ROUNDS = 12
 _TOKENS_PER_INPUT = 4  # tokens for each input column from which saliencies are taken
-_DAMPING = 0.01
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +182,7 @@ def _batches_wanted(layers: Mapping[str, nn.Linear], rows: Mapping[str, int]) ->
 
 def _saliency(name: str, layer: nn.Linear, upper: Tensor) -> Tensor:
     A = upper.triu() + upper.triu(1).T
-    A.diagonal().add_(_DAMPING * float(A.diagonal().mean()))
+    A.diagonal().add_(DAMPING * float(A.diagonal().mean()))
     with about_layer(name):
         refuse_unfit(A)
         inverse = torch.cholesky_inverse(cholesky(A))

@@ -26,6 +26,9 @@ from lpvit_edge.errors import PruningError
 from lpvit_edge.pattern import Pattern
 from lpvit_edge.two_four import resolve_rows, two_four_costs, two_of_four
 
+# Share of the Hessian's mean diagonal that is added to its diagonal; see docs/method.md.
+DAMPING = 0.001
+
 
 class Statistics(msgspec.Struct, kw_only=True):
     """Second moments of one layer's inputs; K counts the constant 1 when there is a bias."""

@@ -2,16 +2,30 @@
 
 Two criteria, both from one pass over the calibration images, both in units of the loss.
 
-"taylor" is LPViT's (arXiv 2407.02068, section 3): masking block b changes the loss of image n by
-about -p_nb + p_nb^2 / 2 with p_nb = sum of g_n * W over the block, where g_n is the gradient of
-that image's own loss (the empirical Fisher per sample, not the outer product of the averaged
-gradient). The score of a block is (E_n p_nb)^2 + E_n[p_nb^2] / 2, its curve the running sum over
-blocks in rising order. It assumes that nothing is repaired.
+"taylor": masking block b changes the loss of image n by about -p_nb + p_nb^2 / 2 with p_nb = sum of
+g_n * W over the block, where g_n is the gradient of that image's own loss: the empirical Fisher per
+sample, not the outer product of the averaged gradient, which is close to zero for a trained model.
+The score of a block is (E_n p_nb)^2 + E_n[p_nb^2] / 2, its curve the running sum over blocks in
+rising order. It assumes that nothing is repaired.
 
-"hessian" is the layer-wise form tr(G dW A dW^T) with A = E[x x^T] and the diagonal of
-G = E[g g^T], g the loss gradient at the layer's output (the factors of K-FAC, Martens & Grosse
-2015), evaluated along the group-OBS elimination of lpvit_edge.repair, that is after repair. Per
-layer one elimination gives the curve at every sparsity. A curve in 2:4 has one point, 0.5.
+"hessian": tr(G dW A dW^T) with A = E[x x^T] and the diagonal of G = E[g g^T], g the loss gradient
+at the layer's output, evaluated along the group-OBS elimination of lpvit_edge.repair, that is after
+repair. Per layer one elimination gives the curve at every sparsity. A curve in 2:4 has one point,
+0.5.
+
+What is taken from where (by section: equation numbers were not checked against the papers):
+
+* LPViT (Xu et al. 2024, arXiv 2407.02068), its section on the second-order Taylor approximation:
+  blocks as the unit, a distortion curve for each layer, one objective for all layers. Its power
+  term is not inherited: in the public code it multiplies the pruned fraction, so that minimizing
+  it prunes less; here energy is measured and is a constraint of the allocation.
+* OBS (Hassibi & Stork 1993) and OBC (Frantar & Alistarh 2022, arXiv 2208.11580, the sections on the
+  layer-wise problem and on block sparsity): removal cost and update of a group of weights.
+* SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, section 3): the column sweep in 2:4.
+* SPDY (Frantar & Alistarh 2022, arXiv 2201.13096): errors of layers add up, and a search over a
+  table of options for each layer replaces one threshold; here the table is solved exactly.
+* K-FAC (Martens & Grosse 2015, arXiv 1503.05671, section 3): the Fisher of a layer as a Kronecker
+  product of A and G.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +42,7 @@ from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.progress import track
 from lpvit_edge.records import LayerShape, SensitivityCurve
-from lpvit_edge.repair import Statistics, about_layer, normal_equations, removal_costs
+from lpvit_edge.repair import DAMPING, Statistics, about_layer, normal_equations, removal_costs
 from lpvit_edge.solve import block_sums
 from lpvit_edge.statistics import with_bias
 from lpvit_edge.two_four import two_of_four
@@ -184,7 +198,7 @@ def layer_curves(
     moments: Moments,
     *,
     images: int,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     steps: int = 32,
 ) -> Iterator[SensitivityCurve]:
     """Both curves of one layer for every pattern that fits it."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lpvit_edge.errors import PruningError
 from lpvit_edge.pattern import DENSE, Pattern
 from lpvit_edge.repair import (
+    DAMPING,
     Statistics,
     choose_mask,
     expand,
@@ -40,10 +41,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     selection: Literal["obs", "magnitude", "scores"] = "obs"
     repair: bool = True
-    damping: float = 0.01  # share of the Hessian's mean diagonal that is added to its diagonal
+    damping: float = DAMPING  # share of the Hessian's mean diagonal that is added to its diagonal
     steps: int = 32  # batches in which the elimination removes a layer's blocks
     batch: int = 32  # images per forward pass
-    permute: bool = True  # reorder neurons and channels first, where blocks gain from it
+    permute: bool = False  # reorder neurons and channels first; see docs/method.md
 
 
 class Solution(msgspec.Struct, frozen=True, kw_only=True):
