@@ -89,15 +89,19 @@ def build_kernel(
     sets: list[InstructionSet],
     flags: list[str],
 ) -> None:
-    """One object per instruction set, each with its own flags, and the dispatcher."""
+    """Objects per instruction set, each with its own flags, and the dispatchers."""
     flags = [*COMMON, *flags]
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [compile_object(compiler, flags, native / "layer.cpp", Path(scratch, "layer.o"))]
+        objects = [
+            compile_object(compiler, flags, native / f"{part}.cpp", Path(scratch, f"{part}.o"))
+            for part in ("layer", "attention")
+        ]
         for name, lanes, widest, own in sets:
             macros = [f"-DLPVIT_ISA={name}", f"-DLPVIT_LANES={lanes}", f"-DLPVIT_WIDEST={widest}"]
             words = [*flags, *own, *macros]
-            source, compiled = native / "kernel.cpp", Path(scratch, f"{name}.o")
-            objects.append(compile_object(compiler, words, source, compiled))
+            for part in ("kernel", "attention_tile"):
+                compiled = Path(scratch, f"{part}-{name}.o")
+                objects.append(compile_object(compiler, words, native / f"{part}.cpp", compiled))
         command([*compiler, *flags, "-shared", *objects, "-o", str(target)])
 
 

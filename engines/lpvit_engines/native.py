@@ -167,6 +167,13 @@ def library() -> Any:
     pointer = ctypes.c_void_p
     loaded.lpvit_run.argtypes = [pointer, pointer, pointer, ctypes.c_int64, pointer]
     loaded.lpvit_run.restype = None
+    loaded.lpvit_attention_kernel.argtypes = [ctypes.c_char_p, ctypes.c_int32]
+    loaded.lpvit_attention_kernel.restype = pointer
+    loaded.lpvit_attention.argtypes = [
+        *(pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32),
+        *(ctypes.c_float, pointer),
+    ]
+    loaded.lpvit_attention.restype = ctypes.c_int32
     loaded.lpvit_fma_loop.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     loaded.lpvit_fma_loop.restype = ctypes.c_int64
     return loaded

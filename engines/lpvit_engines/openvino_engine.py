@@ -41,6 +41,7 @@ class OpenVinoEngine:
             core.add_extension(self._nodes.extension())
             model = _read_model(core, path)
             self._layers = self._nodes.layers(model)
+            self._attention = self._nodes.fuse_attention(model)
             self._compiled: Any = core.compile_model(model, "CPU", settings(threads))
             self._request: Any = self._compiled.create_infer_request()
         self.input_shape = _shape(self._compiled.inputs[0].partial_shape)
@@ -73,14 +74,14 @@ class OpenVinoEngine:
         return np.array(self._request.get_output_tensor(index).data, dtype=np.float32)
 
     def kernels(self) -> dict[str, str]:
-        """Kernel by node of the compiled graph, as OpenVINO reports it; sparse nodes by their
-        name in the ONNX file, with the instruction set and the block."""
+        """Kernel by node of the compiled graph, as OpenVINO reports it; sparse nodes and attention
+        on our kernel by their name in the ONNX file, with the instruction set."""
         if not self._is_open:
             raise EngineError("this engine is closed; load it again to ask for its kernels")
         sparse = {
             name: f"lpvit_{layer.isa} block {layer.pattern}" for name, layer in self._layers.items()
         }
-        return {**dict(_graph_kernels(self._compiled)), **sparse}
+        return {**dict(_graph_kernels(self._compiled)), **self._attention, **sparse}
 
     def close(self) -> None:
         """Free the compiled model and the packed weights."""

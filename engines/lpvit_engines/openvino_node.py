@@ -21,6 +21,7 @@ from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
 from lpvit_engines.block_sparse import BlockSparseMatrix
 from lpvit_engines.native import PackedLayer
+from lpvit_engines.openvino_attention import fuse_attention
 
 _LOG = logging.getLogger(__name__)
 NATIVE_OPERATOR = Path(__file__).parent / "_openvino_node.so"
@@ -50,6 +51,16 @@ class SparseNodes:
         by_address = {layer.addresses["layer"]: layer for layer in self.packed}
         operators = (op for op in model.get_ordered_ops() if op.get_type_name() == NODE)
         return {op.get_friendly_name(): by_address[_layer_address(op)] for op in operators}
+
+    def fuse_attention(self, model: Any) -> dict[str, str]:
+        """Attention on the native kernel where the model has sparse layers: kernel by node.
+
+        A network without sparse layers stays OpenVINO's own: it is what they are held against.
+        """
+        factory = native_operators() if self.packed else None
+        if factory is None:
+            return {}
+        return fuse_attention(model, factory, thread_table=self.thread_table)
 
     def close(self) -> None:
         for layer in self.packed:

@@ -37,6 +37,12 @@ int64_t lpvit_bytes(const LpvitLayer* layer);
 // y (tokens, out_features) = act(x (tokens, in_features) W^T + bias); null threads: the caller's.
 void lpvit_run(const LpvitLayer* layer, const LpvitThreads* threads, const float* x,
                int64_t tokens, float* y);
+// The attention of one instruction set for heads of that width; null where there is none.
+const void* lpvit_attention_kernel(const char* isa, int32_t head_dim);
+// out (tokens, heads * head_dim) = softmax(scale * Q K^T) V of each head, from qkv (tokens, 3 * heads
+// * head_dim); null threads: the caller's. 0, or 1 where memory ran out and `out` is not complete.
+int32_t lpvit_attention(const void* kernel, const LpvitThreads* threads, const float* qkv,
+                        int64_t tokens, int32_t heads, int32_t head_dim, float scale, float* out);
 // Runs multiply-adds on registers; returns how many operations that were, 0 without the set.
 int64_t lpvit_fma_loop(const char* isa, int64_t rounds);
 #pragma GCC visibility pop

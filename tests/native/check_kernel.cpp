@@ -98,6 +98,58 @@ bool check(const Case& c, const char* isa, const LpvitThreads* threads, std::mt1
     return true;
 }
 
+struct Heads {
+    int tokens, heads, head_dim;
+};
+
+const Heads kHeads[] = {{197, 2, 64}, {1, 1, 16}, {49, 3, 32}, {67, 2, 48}, {6, 1, 16}};
+
+// softmax(Q K^T / sqrt(head_dim)) V of one query and head.
+std::vector<double> expected_attention(const Heads& c, const std::vector<float>& qkv, int token,
+                                       int head) {
+    const std::size_t width = std::size_t(c.heads) * c.head_dim;
+    const float* q = &qkv[token * 3 * width + head * c.head_dim];
+    std::vector<double> scores, out(c.head_dim);
+    double sum = 0;
+    for (int k = 0; k < c.tokens; ++k) {
+        const float* key = &qkv[k * 3 * width + width + head * c.head_dim];
+        double score = 0;
+        for (int d = 0; d < c.head_dim; ++d) score += double(q[d]) * key[d];
+        scores.push_back(std::exp(score / std::sqrt(double(c.head_dim))));
+        sum += scores.back();
+    }
+    for (int k = 0; k < c.tokens; ++k)
+        for (int d = 0; d < c.head_dim; ++d)
+            out[d] += scores[k] / sum * qkv[k * 3 * width + 2 * width + head * c.head_dim + d];
+    return out;
+}
+
+bool check_attention(const Heads& c, const char* isa, const LpvitThreads* threads,
+                     std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    const std::size_t width = std::size_t(c.heads) * c.head_dim;
+    std::vector<float> qkv(c.tokens * 3 * width), out(c.tokens * width, NAN);
+    for (float& value : qkv) value = normal(random);
+    const void* kernel = lpvit_attention_kernel(isa, c.head_dim);
+    if (kernel == nullptr) return false;
+    if (lpvit_attention(kernel, threads, qkv.data(), c.tokens, c.heads, c.head_dim,
+                        1.0f / std::sqrt(float(c.head_dim)), out.data()) != 0)
+        return false;
+    for (int token = 0; token < c.tokens; ++token)
+        for (int head = 0; head < c.heads; ++head) {
+            const std::vector<double> right = expected_attention(c, qkv, token, head);
+            for (int d = 0; d < c.head_dim; ++d) {
+                const double got = out[token * width + head * c.head_dim + d];
+                if (!(std::fabs(got - right[d]) <= 5e-6)) {
+                    std::printf("%s attention of %d tokens, %d heads of %d: %g, not %g\n", isa,
+                                c.tokens, c.heads, c.head_dim, got, right[d]);
+                    return false;
+                }
+            }
+        }
+    return true;
+}
+
 }  // namespace
 
 int main() {
@@ -107,8 +159,12 @@ int main() {
         std::mt19937 random(1);
         for (const Case& c : kCases)
             if (!check(c, isa, nullptr, random) || !check(c, isa, &threads, random)) return 1;
+        for (const Heads& c : kHeads)
+            if (!check_attention(c, isa, nullptr, random) ||
+                !check_attention(c, isa, &threads, random))
+                return 1;
         if (lpvit_fma_loop(isa, 10) <= 0) return 1;
-        std::printf("%s equals float64 in %zu cases\n", isa, 2 * sizeof(kCases) / sizeof(Case));
+        std::printf("%s equals float64 in %zu cases\n", isa, 2 * (sizeof(kCases) / sizeof(Case) + sizeof(kHeads) / sizeof(Heads)));
     }
     return 0;
 }
