@@ -68,10 +68,23 @@ def test_the_portable_kernel_steps_nowhere_it_should_not(build: ModuleType, tmp_
 
 
 @ON_X86
+def test_every_instruction_set_of_this_machine_steps_nowhere_it_should_not(
+    build: ModuleType, tmp_path: Path
+) -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    compiler, sets = build.find_compiler(), build.INSTRUCTION_SETS["x86_64"]
+    lines = run_check(build, tmp_path, compiler=compiler, sets=sets, flags=SANITIZERS)
+    expected = [("avx512", "avx512f" in flags), ("avx2", {"avx2", "fma"} <= set(flags))]
+    names = [name for name, is_here in expected if is_here]
+    assert lines == [f"{name} equals float64 in 44 cases" for name in (*names, "portable")]
+
+
+@ON_X86
 def test_the_sixteen_lane_form_is_right_on_eight_lanes(build: ModuleType, tmp_path: Path) -> None:
     """What runs as AVX-512, source and tiling, compiled to pairs of AVX2 registers."""
-    if "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this processor has no AVX2")
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if "avx2" not in flags or "avx512f" in flags:
+        pytest.skip("for processors with AVX2 and without AVX-512, which runs as itself elsewhere")
     sets: list[InstructionSet] = [("portable", 16, 4, ["-mavx2", "-mfma", "-Wno-psabi"])]
     lines = run_check(
         build,
