@@ -3,7 +3,6 @@
 It needs neither torch nor the model.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,17 +81,10 @@ def allocate(
     path = folder / "allocation.json"
     files.save(record, path)
     if json:
-        _print_json(record)
+        options.print_json(record, schema=SCHEMA)
     else:
         _show(record, measured)
         print(f"wrote {path}")
-
-
-def _print_json(record: "Allocation") -> None:
-    import msgspec
-
-    document = {"schema": SCHEMA, **msgspec.to_builtins(record)}
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=1).decode() + "\n")
 
 
 def _show(record: "Allocation", measured: "DeviceProfile") -> None:

@@ -51,7 +51,7 @@ QUANTITIES: dict[str, Quantity] = {
         word="MACs of the prunable layers",
         option="--target-macs",
         units={"M": 1e6, "G": 1e9},
-        shown=("MMACs", 1e6),
+        shown=("M", 1e6),
     ),
     "weight_bytes": Quantity(
         word="weights",

@@ -155,6 +155,7 @@ def sensitivity(
     images: options.Images = 256,
     engine: options.Engine = "openvino",
     patterns: options.Patterns = options.BY_ENGINE,
+    json: options.Json = False,
 ) -> None:
     """Measure how much the output suffers from pruning each layer: sensitivity.json.
 
@@ -164,6 +165,9 @@ def sensitivity(
 
     job = options.job(model, out, weights, calibration, heldout, images, engine, 0, patterns)
     record = steps.sensitivity(job)
+    if json:
+        options.print_json(record, schema="lpvit.sensitivity/1")
+        return
     print(f"{job.path('sensitivity.json')}: {len(record.curves)} curves, {record.images} images")
 
 
@@ -175,6 +179,7 @@ def prune(
     calibration: options.Calibration = None,
     heldout: options.Heldout = None,
     images: options.Images = 256,
+    json: options.Json = False,
 ) -> None:
     """Prune and repair as allocation.json says: model.safetensors, prune.json.
 
@@ -186,6 +191,9 @@ def prune(
     allocation = files.load(Allocation, out / "allocation.json")
     job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0, "64x1")
     record = steps.prune(job, allocation)
+    if json:
+        options.print_json(record, schema="lpvit.prune/1")
+        return
     print(f"{job.path('model.safetensors')}: {len(record.layers)} layers pruned and repaired")
 
 

@@ -53,8 +53,6 @@ def finetune(
 
     Example: lpvit finetune my_model.toml --train images/train --epochs 10 --out runs/mine
     """
-    import msgspec
-
     from lpvit_edge import files
     from lpvit_edge import finetune as tuning
     from lpvit_edge.images import scan_folder
@@ -78,9 +76,7 @@ def finetune(
     )
     record = tuning.finetune(job, allocation, images, plan, resume=resume, overwrite=overwrite)
     if json:
-        document = {"schema": SCHEMA, **msgspec.to_builtins(record)}
-        text = msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
-        sys.stdout.write(text + "\n")
+        options.print_json(record, schema=SCHEMA)
         return
     accuracy = "no labels"
     if record.accuracy_before is not None and record.accuracy_after is not None:

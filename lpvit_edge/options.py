@@ -1,5 +1,6 @@
 """Options that several verbs share, and what they are turned into."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -9,6 +10,7 @@ from lpvit_edge.errors import UnknownOptionError
 
 if TYPE_CHECKING:
     from lpvit_edge.job import Job
+    from lpvit_edge.records import Record
 
 Model: TypeAlias = Annotated[
     str,
@@ -154,3 +156,11 @@ def window_s(name: str) -> float:
 
     windows = {"quick": QUICK_S, "default": DEFAULT_S, "reference": REFERENCE_S}
     return windows[one_of(name, tuple(windows), "--window")]
+
+
+def print_json(record: "Record", *, schema: str) -> None:
+    """A record as one document on stdout."""
+    import msgspec
+
+    document = {"schema": schema, **msgspec.to_builtins(record)}
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=1).decode() + "\n")

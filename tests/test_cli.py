@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer.main
 
@@ -189,3 +190,31 @@ def test_a_floor_that_the_images_cannot_prove_ends_in_5_before_anything_is_measu
         done, code=5, message="12 held-out images cannot prove a drop of at most 1 points"
     )
     assert not (tmp_path / "run/device_profile.json").exists()
+
+
+def test_the_steps_go_from_files_to_files_one_after_the_other(
+    run: tuple[Path, str], tiny_project: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    from lpvit_edge.records import DeviceProfile
+    from tests.test_floor import forms_of
+
+    measured = files.load(DeviceProfile, run[0] / "device_profile.json")
+    gemms = tuple(forms_of(measured.layers, ("64x1", "16x16")))  # as if every form gained
+    gaining = msgspec.structs.replace(measured, gemms=gemms)
+    files.save(gaining, tmp_path / "device_profile.json")
+    model = tiny_project / "model.toml"
+    common = (model, "--out", tmp_path)
+    steps: tuple[tuple[str | Path, ...], ...] = (
+        ("sensitivity", *common, "--images", "24", "--patterns", "64x1,16x16"),
+        ("allocate", tmp_path, "--target-macs", "0.5x"),
+        ("prune", *common, "--images", "24"),
+        ("finetune", *common, "--epochs", "1", "--batch", "8"),
+    )
+    for step in steps:
+        done = lpvit(*step, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["schema"] == f"lpvit.{step[0]}/1"
+    tuned = json.loads(done.stdout)
+    assert tuned["masked_weights"] > 0
+    assert tuned["model_sha256"] == files.sha256_of(tmp_path / "model.safetensors")

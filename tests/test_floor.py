@@ -27,7 +27,7 @@ from lpvit_edge.floor import (
     refuse_unprovable,
 )
 from lpvit_edge.job import Job
-from lpvit_edge.records import Allocation, DeviceProfile, GemmCost, PruneLog
+from lpvit_edge.records import Allocation, DeviceProfile, GemmCost, LayerShape, PruneLog
 from lpvit_edge.result import load_document
 from tests import device_records
 
@@ -211,17 +211,17 @@ def profiled(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
         fingerprint=fingerprint(identity),
         model=job.model.identity,
         layers=job.walk.layers,
-        gemms=tuple(forms_of(job)),
+        gemms=tuple(forms_of(job.walk.layers, job.patterns)),
     )
     files.save(profile, job.path("device_profile.json"))
     return job
 
 
-def forms_of(job: Job) -> Iterator[GemmCost]:
+def forms_of(layers: tuple[LayerShape, ...], patterns: tuple[str, ...]) -> Iterator[GemmCost]:
     """Every distinct layer, 1 ms dense and less by its zeros in each pattern."""
-    shapes = {msgspec.structs.replace(layer, name="") for layer in job.walk.layers}
+    shapes = {msgspec.structs.replace(layer, name="") for layer in layers}
     for shape in shapes:
-        for pattern in ("dense", *job.patterns):
+        for pattern in ("dense", *patterns):
             for sparsity in (0.0,) if pattern == "dense" else (0.2, 0.9):
                 yield GemmCost(
                     tokens=shape.tokens,
