@@ -13,7 +13,13 @@ _EXTRA_OF = {
     "onnxruntime": "prune",
     "onnxscript": "prune",
     "openvino": "cpu",
-    "PIL": "prune",
+    "PIL": "run",
+    "asyncua": "opcua",
+    "gpiod": "gpio",
+    "harvesters": "gige",
+    "httpx": "webhook",
+    "paho": "mqtt",
+    "pymodbus": "modbus",
     "pynvml": "nvml",
     "safetensors": "prune",
     "scipy": "prune",
@@ -22,6 +28,7 @@ _EXTRA_OF = {
     "torchvision": "prune",
 }
 _OTHER_SOURCE = {
+    "gi": "apt install python3-gi gir1.2-gstreamer-1.0; make the venv with --system-site-packages",
     "psutil": "pip install psutil",
     "tensorrt": "it comes with JetPack; make the venv with --system-site-packages",
 }

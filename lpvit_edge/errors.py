@@ -10,6 +10,8 @@
   * PruningError                 1  a pattern or statistics that cannot prune   (also ValueError)
   * UnknownEngineError           1  no engine has that name                     (also LookupError)
   * EngineError                  1  an engine refused a model, or failed
+  * SourceError                  1  a camera or file cannot be opened, or was lost
+  * SinkError                    1  a verdict could not be delivered; it stays in the journal
   * UnknownOptionError           2  an option has no such value                 (also ValueError)
   * BudgetNotMetError            4  no allocation fits the budget
   * AccuracyFloorError           5  every step falls below the accuracy floor
@@ -67,6 +69,14 @@ class UnknownEngineError(LpvitEdgeError, LookupError):
 
 class EngineError(LpvitEdgeError):
     """An engine refused a model or failed while running it."""
+
+
+class SourceError(LpvitEdgeError):
+    """A source of frames cannot be opened, or was lost."""
+
+
+class SinkError(LpvitEdgeError):
+    """A sink did not take what it was given; it is tried again."""
 
 
 class UnknownOptionError(LpvitEdgeError, ValueError):

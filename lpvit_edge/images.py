@@ -7,6 +7,7 @@ workstation; a test holds it equal to timm's transform.
 import hashlib
 import math
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -145,12 +146,21 @@ def read_image(path: Path, preprocess: Preprocess) -> "NDArray[np.float32]":
 
 def read_pixels(path: Path) -> "NDArray[np.uint8]":
     """One image as a camera would give it, (height, width, 3) RGB; DataError for a corrupt file."""
+    return _decoded(path, name=str(path))
+
+
+def decode_pixels(content: bytes, *, name: str) -> "NDArray[np.uint8]":
+    """An encoded image as read_pixels gives it; `name` is what an error calls it."""
+    return _decoded(BytesIO(content), name=name)
+
+
+def _decoded(source: Path | BytesIO, *, name: str) -> "NDArray[np.uint8]":
     pillow = require("PIL.Image")
     try:
-        with pillow.open(path) as image:
+        with pillow.open(source) as image:
             return np.asarray(_eight_bit(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from error
+        raise DataError(f"{name}: not a readable image ({error})") from error
 
 
 def preprocessed(pixels: "NDArray[np.uint8]", preprocess: Preprocess) -> "NDArray[np.float32]":

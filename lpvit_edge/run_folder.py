@@ -30,6 +30,8 @@ ARTEFACTS = (
     "model.onnx",
     "export.json",
     "manifest.json",
+    "bundle.json",
+    "golden.zip",
     "check.json",
     "reference.safetensors",
     "reference.json",

@@ -4,7 +4,7 @@
     allocate     allocation.json
     prune        model.safetensors, prune.json
     export       model.onnx, export.json
-    build        manifest.json
+    build        manifest.json, bundle.json, golden.zip
     check        check.json, reference.json, reference.safetensors
 
 Each function loads what it needs, calls the library, and saves what the next one reads.
@@ -236,7 +236,9 @@ def pruned_weights(job: Job) -> "dict[str, torch.Tensor]":
 
 
 def build(job: Job) -> Manifest:
-    """Compile model.onnx on this device and note what really runs."""
+    """Compile model.onnx on this device, note what really runs, and seal the bundle to deploy."""
+    from lpvit_edge.bundle import write_bundle
+    from lpvit_edge.golden import golden_frames
     from lpvit_edge.profile import engine_version
     from lpvit_engines import load_engine
     from lpvit_profilers.device import fingerprint, identify
@@ -244,6 +246,7 @@ def build(job: Job) -> Manifest:
     path = job.path("model.onnx")
     with load_engine(job.engine, path, threads=job.threads) as engine:
         kernels = engine.kernels()
+        golden = golden_frames(job.calibration.paths, engine, job.model.preprocess)
     record = Manifest(
         engine=job.engine,
         engine_version=engine_version(job.engine),
@@ -255,6 +258,9 @@ def build(job: Job) -> Manifest:
         kernels=kernels,
     )
     files.save(record, job.path("manifest.json"))
+    write_bundle(
+        job.folder, model=job.model.identity, preprocess=job.model.preprocess, golden=golden
+    )
     return record
 
 

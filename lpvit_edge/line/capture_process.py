@@ -1,0 +1,170 @@
+"""The process that a camera's driver may wedge in: python -m lpvit_edge.line.capture_process.
+
+It reads its orders from stdin (so that no password stands in a process list), opens the source,
+numbers every frame and hands it over; a source that is lost is opened again, ever less often. It
+ends with the process that started it.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+
+import msgspec
+
+from lpvit_edge.errors import LpvitEdgeError, MissingDependencyError, SourceError
+from lpvit_edge.line.config import SourceConfig
+from lpvit_edge.line.frames import Captured
+from lpvit_edge.line.policy import OVERFLOW, PolicyName
+from lpvit_edge.line.ring import FrameMessage, RingWriter, StatusMessage
+from lpvit_edge.line.sequence import SequenceFile
+from lpvit_edge.line.sources.base import EndOfSource, Source
+
+BEAT_S = 0.25  # how often it says that it lives
+_LONGEST_WAIT_S = 10.0
+MOST_MISSED = 10_000  # triggers in one gap that get a verdict each
+_PR_SET_PDEATHSIG = 1
+
+
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """What the capture process is told."""
+
+    source: SourceConfig
+    policy: PolicyName
+    sequence: str  # path
+    memory: int  # file descriptors
+    channel: int
+    parent: int
+
+
+class Capture:
+    """Numbers frames and hands them over."""
+
+    def __init__(self, ring: RingWriter, sequence: SequenceFile, policy: PolicyName) -> None:
+        self._ring = ring
+        self._sequence = sequence
+        self._policy = policy
+        self._dropped = 0
+
+    def status(self, state: str, text: str = "") -> None:
+        """Say how the source is."""
+        fields = {"state": state, "text": text, "dropped": self._dropped}
+        self._ring.send(msgspec.convert(fields, StatusMessage))
+
+    def run(self, source: Source) -> None:
+        """Hand frames over until the source ends (EndOfSource) or is lost (SourceError)."""
+        beat_s = 0.0
+        while True:
+            captured = source.read(BEAT_S)
+            if captured is not None:
+                self.hand_over(captured)
+            if time.monotonic() - beat_s > BEAT_S:
+                beat_s = time.monotonic()
+                self.status("live")
+
+    def hand_over(self, captured: Captured) -> None:
+        """Number a frame, after the triggers that the camera counted and nobody saw."""
+        self._count_missed(captured)
+        if self._policy == "wait":
+            while not self._ring.is_free(BEAT_S):
+                self.status("live")
+        if captured.pixels is not None and not self._ring.is_free(0.0):
+            if self._policy == "newest":
+                self._dropped += 1
+                return
+            captured = msgspec.structs.replace(captured, pixels=None, fault=OVERFLOW)
+        message = FrameMessage(
+            number=self._sequence.next(),
+            captured_at=captured.captured_at,
+            captured_ns=captured.captured_ns,
+            name=captured.name,
+            lost=captured.fault,
+        )
+        if captured.pixels is None:
+            self._ring.send(message)
+        else:
+            self._ring.write(captured.pixels, message)
+
+    def _count_missed(self, captured: Captured) -> None:
+        counter, before = captured.counter, self._sequence.counter
+        if counter is None:
+            return
+        self._sequence.note_counter(counter)
+        if before is None or counter == before + 1:
+            return
+        missed = counter - before - 1
+        if missed < 0:
+            self.status(
+                "gap", f"the camera counts anew from {counter}; what it missed is not known"
+            )
+            return
+        self.status("gap", f"{missed} triggers were never seen ({before + 1} to {counter - 1})")
+        if self._policy != "triggered":
+            return
+        for _ in range(min(missed, MOST_MISSED)):
+            self._ring.send(
+                FrameMessage(
+                    number=self._sequence.next(),
+                    captured_at=captured.captured_at,
+                    captured_ns=captured.captured_ns,
+                    lost="trigger was never seen",
+                )
+            )
+
+
+def main() -> int:
+    """Obey the orders on stdin until the source ends or the parent does."""
+    orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
+    _die_with(orders.parent)
+    channel = socket.socket(fileno=orders.channel)
+    ring = RingWriter(orders.memory, channel)
+    from pathlib import Path
+
+    from lpvit_edge.line.sources import open_source
+
+    with SequenceFile(Path(orders.sequence)) as sequence:
+        capture = Capture(ring, sequence, orders.policy)
+        wait_s = 0.5
+        while True:
+            opened_s = time.monotonic()
+            try:
+                source = open_source(orders.source)
+                try:
+                    capture.status("live", "open")
+                    capture.run(source)
+                finally:
+                    source.close()
+            except EndOfSource:
+                capture.status("ended")
+                return 0
+            except MissingDependencyError as error:
+                capture.status("fatal", str(error))
+                return error.exit_code
+            except (SourceError, LpvitEdgeError) as error:
+                wait_s = 0.5 if time.monotonic() - opened_s > 10.0 else wait_s
+                _rest(capture, str(error), wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            except OSError:
+                return 0  # the other end of the channel is gone
+
+
+def _rest(capture: Capture, text: str, seconds: float) -> None:
+    """Wait before the next attempt, and keep saying that the process lives."""
+    end_s = time.monotonic() + seconds
+    while (left_s := end_s - time.monotonic()) > 0:
+        capture.status("lost", text)
+        time.sleep(min(left_s, BEAT_S))
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, even by kill -9."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

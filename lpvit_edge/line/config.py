@@ -1,0 +1,205 @@
+"""What line.toml says. Unknown keys are refused, with their place in the file.
+
+On the command line a source or a sink is `kind:target?option=value&option=value`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import FileFormatError, UnknownOptionError
+from lpvit_edge.line.policy import Policy
+from lpvit_edge.line.redact import redacted
+from lpvit_edge.line.verdict import VerdictRule
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Kind(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
+):
+    target: str
+
+
+class FolderSource(_Kind, frozen=True, kw_only=True, tag="folder"):
+    """A folder into which images are renamed."""
+
+    poll_s: Positive = 0.05
+    keep: bool = True  # in done/; otherwise they are deleted after their verdict
+
+
+class VideoSource(_Kind, frozen=True, kw_only=True, tag="video"):
+    """A video file; `live` for a stream that must not end."""
+
+    rate: Positive | None = None  # frames per second; None: as fast as they are judged
+    live: bool = False
+
+
+class V4l2Source(_Kind, frozen=True, kw_only=True, tag="v4l2"):
+    """A camera of the kernel."""
+
+    rate: Positive | None = None
+    size: str | None = None  # "1280x720"
+
+
+class RtspSource(_Kind, frozen=True, kw_only=True, tag="rtsp"):
+    """A network camera; `target` may hold ${NAME} of the environment."""
+
+    transport: Literal["tcp", "udp"] = "tcp"
+    timeout_s: Positive = 5.0
+
+
+class GstreamerSource(_Kind, frozen=True, kw_only=True, tag="gstreamer"):
+    """`target` is a pipeline without its sink."""
+
+
+class GenicamSource(_Kind, frozen=True, kw_only=True, tag="genicam"):
+    """`target` is the camera's serial number."""
+
+    cti: str  # path of the GenTL producer
+
+
+class SyntheticSource(_Kind, frozen=True, kw_only=True, tag="synthetic"):
+    """`target` is file.py:function, a function from a number to an image."""
+
+    rate: Positive = 30.0
+    frames: int | None = None  # then the camera is unplugged
+
+
+SourceConfig = (
+    FolderSource | VideoSource | V4l2Source | RtspSource | GstreamerSource | GenicamSource
+    | SyntheticSource
+)  # fmt: skip
+
+
+class JsonlSink(_Kind, frozen=True, kw_only=True, tag="jsonl"):
+    """One JSON object a line."""
+
+
+class EvidenceSink(_Kind, frozen=True, kw_only=True, tag="evidence"):
+    """A folder of images of rejected and of doubtful parts, with an index."""
+
+    below: float = 0.8  # confidence under which an accepted part is kept too
+    max_gb: Positive = 2.0
+    max_days: Positive = 30.0
+
+
+class MqttSink(_Kind, frozen=True, kw_only=True, tag="mqtt"):
+    """`target` is host:port/topic."""
+
+    user: str | None = None
+    password: str | None = None
+    tls: bool = False
+
+
+class WebhookSink(_Kind, frozen=True, kw_only=True, tag="webhook"):
+    """`target` is the address that each batch is posted to."""
+
+    token: str | None = None  # sent as a bearer token
+    timeout_s: Positive = 10.0
+
+
+class OpcuaSink(_Kind, frozen=True, kw_only=True, tag="opcua"):
+    """`target` is opc.tcp://host:port; the nodes are written for each part."""
+
+    reject_node: str
+    number_node: str
+    max_age_s: Positive = 1.0
+
+
+class ModbusSink(_Kind, frozen=True, kw_only=True, tag="modbus"):
+    """`target` is host:port. Coil: reject; registers from `register`: number (high, low), beat."""
+
+    coil: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    register: Annotated[int, msgspec.Meta(ge=0, le=65533)] = 0
+    unit: Annotated[int, msgspec.Meta(ge=0, le=255)] = 1
+    max_age_s: Positive = 1.0
+
+
+class GpioSink(_Kind, frozen=True, kw_only=True, tag="gpio"):
+    """`target` is chip:line, /dev/gpiochip0:17. Active while a part is rejected, and on hold."""
+
+    pulse_ms: Positive = 50.0
+    active_low: bool = False
+
+
+SinkConfig = JsonlSink | EvidenceSink | MqttSink | WebhookSink | OpcuaSink | ModbusSink | GpioSink
+
+
+class LineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """line.toml."""
+
+    source: SourceConfig
+    sink: tuple[SinkConfig, ...] = ()
+    policy: Policy = Policy()
+    verdict: VerdictRule = VerdictRule()
+    state: str = "line_state"  # folder of the journal and the frame numbers
+    stall_s: Positive = 5.0  # silence of a capture process after which it is killed
+    health: str | None = None  # host:port of /healthz and /readyz
+    dashboard: str | None = None  # host:port
+    engine: str | None = None  # None: the one that the bundle was built with
+    threads: int | None = None
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, not yet validated."""
+    toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        content: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, toml.TOMLDecodeError) as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    return content
+
+
+def line_config(tables: dict[str, Any], *, name: str) -> LineConfig:
+    """Validate. Raises FileFormatError naming the key."""
+    try:
+        return msgspec.convert(tables, LineConfig)
+    except msgspec.ValidationError as error:
+        raise FileFormatError(f"{name}: {redacted(str(error))}") from error
+
+
+def parse_source(text: str) -> dict[str, Any]:
+    """`kind:target?options` of a source; `rtsp://...` and `file.py:function@30` are known too."""
+    if text.startswith(("rtsp://", "rtsps://")):
+        return {"kind": "rtsp", "target": text}
+    table = _parse(text, SourceConfig, "--source")
+    if table["kind"] == "synthetic" and "@" in table["target"]:
+        table["target"], _, rate = table["target"].rpartition("@")
+        table["rate"] = rate
+    return _typed(table, SourceConfig, "--source")
+
+
+def parse_sink(text: str) -> dict[str, Any]:
+    """`kind:target?options` of a sink."""
+    return _typed(_parse(text, SinkConfig, "--sink"), SinkConfig, "--sink")
+
+
+def _parse(text: str, union: Any, option: str) -> dict[str, Any]:
+    kind, colon, rest = text.partition(":")
+    kinds = [str(member.__struct_config__.tag) for member in union.__args__]
+    if not colon or kind not in kinds:
+        raise UnknownOptionError(
+            f"{option} {redacted(text)!r}: write kind:target; kinds are {', '.join(kinds)}"
+        )
+    target, _, options = (rest, "", "") if kind in _WHOLE else rest.partition("?")
+    return {"kind": kind, "target": target, **dict(parse_qsl(options))}
+
+
+_WHOLE = {"gstreamer", "webhook"}  # their targets may hold question marks
+
+
+def _typed(table: dict[str, Any], union: Any, option: str) -> dict[str, Any]:
+    try:
+        found = msgspec.convert(table, union, strict=False)
+    except msgspec.ValidationError as error:
+        raise UnknownOptionError(f"{option} {table['kind']}: {redacted(str(error))}") from error
+    typed: dict[str, Any] = msgspec.to_builtins(found)
+    return typed

@@ -1,0 +1,151 @@
+"""A watched folder: an image is claimed by renaming it, judged, and put away.
+
+    folder/part17.png            put there by a rename (a file that is still written is not ready)
+    folder/claimed/42.part17.png frame number 42, being judged
+    folder/done/42.part17.png    has its verdict
+
+After a crash, what lies in claimed/ without a verdict is judged again under its number.
+"""
+
+import contextlib
+import threading
+from pathlib import Path
+
+from lpvit_edge.errors import DataError, SourceError
+from lpvit_edge.images import SUFFIXES, decode_pixels
+from lpvit_edge.line.config import FolderSource
+from lpvit_edge.line.feed import Health, Intake
+from lpvit_edge.line.frames import Frame
+from lpvit_edge.line.journal import Journal
+from lpvit_edge.line.records import Severity
+from lpvit_edge.line.sequence import SequenceFile
+
+
+class FolderFeed:
+    """Claims the images of a folder, oldest first."""
+
+    def __init__(
+        self, config: FolderSource, intake: Intake, sequence: SequenceFile, journal: Journal
+    ) -> None:
+        self._config = config
+        self._folder = Path(config.target)
+        self._claimed, self._done = self._folder / "claimed", self._folder / "done"
+        self._intake = intake
+        self._sequence = sequence
+        self._journal = journal
+        self._paths: dict[int, Path] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="folder", daemon=True)
+        self.health = Health(since_ns=intake.clock.monotonic_ns())
+
+    def start(self) -> None:
+        """Judge what a crash left claimed, then watch. Raises SourceError for no such folder."""
+        if not self._folder.is_dir():
+            raise SourceError(f"{self._folder}: no such folder; make it, or check its mount")
+        self._claimed.mkdir(exist_ok=True)
+        self._done.mkdir(exist_ok=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Claim no more."""
+        self._stopping.set()
+        self._intake.queue.close()
+        self._thread.join()
+
+    def claimed_numbers(self) -> frozenset[int]:
+        """Frames that a crash left claimed: they will be judged and are not lost."""
+        names = (path.name for path in _files(self._claimed)) if self._claimed.is_dir() else ()
+        return frozenset(n for name in names if (n := _number(name)) is not None)
+
+    def settled(self, frame: Frame) -> None:
+        """Put the image away."""
+        path = self._paths.pop(frame.number, None)
+        if path is not None:
+            self._put_away(path)
+
+    def _put_away(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self._config.keep:
+                path.rename(self._done / path.name)
+            else:
+                path.unlink()
+
+    def _run(self) -> None:
+        for path in sorted(_files(self._claimed)):
+            number = _number(path.name)
+            if number is None:
+                continue
+            if self._journal.has(number):
+                self._put_away(path)
+            else:
+                self._hand_in(number, path)
+        while not self._stopping.is_set():
+            self._look()
+            self._intake.clock.wait(self._stopping, self._config.poll_s)
+
+    def _look(self) -> None:
+        try:
+            found = sorted(
+                _files(self._folder), key=lambda path: (path.stat().st_mtime_ns, path.name)
+            )
+            self._say("live", "")
+        except OSError as error:  # unmounted, or taken away between listing and looking
+            self._say("lost", f"{self._folder}: {error.strerror}")
+            return
+        for path in found:
+            if self._stopping.is_set():
+                return
+            number = self._sequence.next()
+            claimed = self._claimed / f"{number}.{path.name}"
+            try:
+                path.rename(claimed)
+            except OSError as error:
+                # The number is taken: the part gets the safe verdict rather than none.
+                self._hand_in(number, path, lost=f"could not be claimed ({error.strerror})")
+                continue
+            self._hand_in(number, claimed)
+
+    def _hand_in(self, number: int, path: Path, *, lost: str | None = None) -> None:
+        pixels = None
+        captured_at = self._intake.clock.unix_s()
+        if lost is None:
+            try:
+                captured_at = path.stat().st_mtime
+                pixels = decode_pixels(path.read_bytes(), name=path.name)
+            except (OSError, DataError) as error:
+                lost = f"corrupt frame: {error}"
+            self._paths[number] = path
+        now_ns = self._intake.clock.monotonic_ns()
+        self._intake.accept(
+            Frame(
+                number=number,
+                captured_at=captured_at,
+                captured_ns=now_ns,
+                received_ns=now_ns,
+                pixels=pixels,
+                name=path.name.partition(".")[2] if path.parent == self._claimed else path.name,
+                lost=lost,
+            )
+        )
+
+    def _say(self, state: str, text: str) -> None:
+        if state == self.health.state:
+            return
+        self.health.state = "live" if state == "live" else "lost"
+        self.health.text = text
+        self.health.since_ns = self._intake.clock.monotonic_ns()
+        severity: Severity = "info" if state == "live" else "alarm"
+        self._intake.settlement.event("source", f"{state}: {text}" if text else state, severity)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+
+
+def _number(name: str) -> int | None:
+    head = name.partition(".")[0]
+    return int(head) if head.isdecimal() else None

@@ -1,0 +1,187 @@
+"""What was decided, in order, on disk before anybody is told.
+
+One SQLite file in write-ahead mode: a commit is a write into the page cache, which survives a
+kill -9 of this process (after a power loss the last moments may be missing, never half an entry).
+Sinks read it with a cursor each, so what a broker or a full disk refuses is delivered later, in
+order.
+"""
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from lpvit_edge.errors import FileFormatError
+from lpvit_edge.line.records import FrameRecord, LineEvent
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS entries(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER, kind TEXT NOT NULL, body BLOB NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS by_number ON entries(number) WHERE number IS NOT NULL;
+CREATE TABLE IF NOT EXISTS cursors(sink TEXT PRIMARY KEY, delivered INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS marks(name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+BACKLOG = 100_000  # entries kept in memory while the disk refuses them
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the journal. `body` is the JSON of a FrameRecord or a LineEvent."""
+
+    id: int
+    kind: str  # "frame" or "event"
+    body: bytes
+
+
+class Journal:
+    """Appended to by the judge, read by the sinks; any thread may call."""
+
+    def __init__(self, path: Path, *, keep: int = 200_000) -> None:
+        """Open or make it; `keep` entries stay after delivery. Raises FileFormatError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._new = threading.Condition(self._lock)
+        self._keep = keep
+        self._since_prune = 0
+        self._backlog: deque[tuple[int | None, str, bytes]] = deque()
+        self.lost = 0
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _TABLES)
+        except sqlite3.DatabaseError as error:
+            raise FileFormatError(
+                f"{path}: the journal cannot be opened ({error}); move the file away to start anew"
+            ) from error
+
+    def append(self, item: FrameRecord | LineEvent) -> bool:
+        """Write an entry; False where the disk refused and it waits in memory instead."""
+        number = item.number if isinstance(item, FrameRecord) else None
+        kind = "event" if number is None else "frame"
+        with self._lock:
+            self._backlog.append((number, kind, msgspec.json.encode(item)))
+            return self.flush()
+
+    def amend(self, item: FrameRecord) -> None:
+        """Put an item in the place of the one that append() could not write just now."""
+        with self._lock:
+            self._backlog[-1] = (item.number, "frame", msgspec.json.encode(item))
+
+    def flush(self) -> bool:
+        """Write what waits in memory, in order; False where the disk still refuses."""
+        with self._lock:
+            while self._backlog:
+                try:
+                    self._db.execute(
+                        "INSERT OR IGNORE INTO entries(number, kind, body) VALUES(?, ?, ?)",
+                        self._backlog[0],
+                    )
+                except sqlite3.OperationalError:
+                    self._shorten_backlog()
+                    return False
+                self._backlog.popleft()
+                self._since_prune += 1
+            self._new.notify_all()
+            if self._since_prune >= 2000:
+                self._prune()
+            return True
+
+    def _shorten_backlog(self) -> None:
+        while len(self._backlog) > BACKLOG:
+            self._backlog.popleft()
+            self.lost += 1
+
+    @property
+    def waiting(self) -> int:
+        """Entries that the disk refused so far."""
+        with self._lock:
+            return len(self._backlog)
+
+    def after(self, entry_id: int, *, limit: int = 100) -> tuple[Entry, ...]:
+        """The entries that follow one, oldest first."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT id, kind, body FROM entries WHERE id > ? ORDER BY id LIMIT ?",
+                (entry_id, limit),
+            ).fetchall()
+        return tuple(Entry(id=row[0], kind=row[1], body=row[2]) for row in rows)
+
+    def wait_after(self, entry_id: int, timeout_s: float) -> None:
+        """Sleep until there is an entry after that one, or the timeout."""
+        with self._new:
+            self._new.wait_for(lambda: self.last_id() > entry_id, timeout_s)
+
+    def last_id(self) -> int:
+        """Id of the newest entry; 0 in an empty journal."""
+        with self._lock:
+            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name='entries'")
+            return int((row.fetchone() or (0,))[0])
+
+    def has(self, number: int) -> bool:
+        """Whether the frame of that number has its verdict."""
+        with self._lock:
+            row = self._db.execute("SELECT 1 FROM entries WHERE number = ?", (number,))
+            return row.fetchone() is not None
+
+    def missing(self, after: int, through: int) -> tuple[int, ...]:
+        """Frame numbers in (after, through] without a verdict."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT number FROM entries WHERE number > ? AND number <= ?", (after, through)
+            ).fetchall()
+        found = {row[0] for row in rows}
+        return tuple(n for n in range(after + 1, through + 1) if n not in found)
+
+    def mark(self, name: str, value: int) -> None:
+        """Remember a number under a name; nothing where the disk refuses."""
+        self._store("INSERT OR REPLACE INTO marks(name, value) VALUES(?, ?)", (name, value))
+
+    def marked(self, name: str) -> int:
+        """The number under that name; 0 before the first."""
+        return self._value("SELECT value FROM marks WHERE name = ?", name)
+
+    def delivered(self, sink: str) -> int:
+        """Id of the last entry that a sink took."""
+        return self._value("SELECT delivered FROM cursors WHERE sink = ?", sink)
+
+    def set_delivered(self, sink: str, entry_id: int) -> None:
+        """A sink took everything up to that entry; where the disk refuses, it is told twice."""
+        self._store(
+            "INSERT OR REPLACE INTO cursors(sink, delivered) VALUES(?, ?)", (sink, entry_id)
+        )
+
+    def forget_other_sinks(self, names: Iterable[str]) -> None:
+        """A sink that is no longer configured must not hold back the journal."""
+        kept = set(names)
+        with self._lock:
+            known = [row[0] for row in self._db.execute("SELECT sink FROM cursors").fetchall()]
+        for name in known:
+            if name not in kept:
+                self._store("DELETE FROM cursors WHERE sink = ?", (name,))
+
+    def _store(self, statement: str, values: tuple[object, ...]) -> None:
+        with self._lock:
+            try:
+                self._db.execute(statement, values)
+            except sqlite3.OperationalError:
+                return
+
+    def _value(self, query: str, name: str) -> int:
+        with self._lock:
+            row = self._db.execute(query, (name,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _prune(self) -> None:
+        """Remove what every sink has taken, and anything beyond ten times `keep`."""
+        self._since_prune = 0
+        last = self.last_id()
+        slowest = self._db.execute("SELECT MIN(delivered) FROM cursors").fetchone()[0]
+        through = min(last - self._keep, last if slowest is None else slowest)
+        self._store("DELETE FROM entries WHERE id <= ?", (max(through, last - 10 * self._keep),))
+
+    def close(self) -> None:
+        """Write what waits and close the file."""
+        with self._lock:
+            self.flush()
+            self._db.close()

@@ -1,0 +1,284 @@
+"""The line put together: a feed, the judge, who is told, and who watches over them."""
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lpvit_edge.bundle import Bundle
+from lpvit_edge.errors import EnvironmentUnfitError, MismatchError, MissingDependencyError
+from lpvit_edge.golden import unpack
+from lpvit_edge.line.capture import CaptureFeed
+from lpvit_edge.line.clock import Clock, JumpWatch, SystemClock
+from lpvit_edge.line.config import FolderSource, LineConfig
+from lpvit_edge.line.feed import Feed, Intake
+from lpvit_edge.line.folder import FolderFeed
+from lpvit_edge.line.health import Status
+from lpvit_edge.line.journal import Journal
+from lpvit_edge.line.judge import Judge, Summary, lost_frame
+from lpvit_edge.line.outputs import Outputs
+from lpvit_edge.line.policy import FrameQueue
+from lpvit_edge.line.records import TelemetryHub
+from lpvit_edge.line.redact import from_environment, redacted
+from lpvit_edge.line.sequence import SequenceFile
+from lpvit_edge.line.settle import Settlement
+from lpvit_edge.line.sinks import open_sinks
+from lpvit_edge.line.verdict import refuse_unknown_labels
+
+if TYPE_CHECKING:
+    from lpvit_engines import Engine
+
+_SETTLED = "settled"  # every frame up to this number has its verdict
+PROBE_S = 1.0  # a golden frame passes where no part came for so long
+
+
+class Line:
+    """One line, from start() to stop(). Its own loop runs in the thread that calls run()."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: LineConfig,
+        *,
+        clock: Clock | None = None,
+        load: "Callable[[], Engine] | None" = None,
+        hub: TelemetryHub | None = None,
+    ) -> None:
+        """Open state and sinks. Raises UnknownOptionError, SinkError, MissingDependencyError."""
+        refuse_unknown_labels(config.verdict, bundle.labels)
+        self.config = config
+        self.bundle = bundle
+        self.clock = clock or SystemClock()
+        state = Path(config.state)
+        self.sequence = SequenceFile(state / "sequence")
+        self.journal = Journal(state / "journal.sqlite")
+        self.outputs = Outputs(self.journal)
+        self.outputs.hub = hub
+        self.source = redacted(config.source.target)
+        self.settlement = Settlement(
+            self.journal,
+            config.verdict,
+            clock=self.clock,
+            source=self.source,
+            bundle=bundle.version,
+            tell=self.outputs.tell,
+            tell_event=self.outputs.tell_event,
+            deadline_ms=config.policy.deadline_ms,
+        )
+        self.queue = FrameQueue(
+            config.policy, on_drop=lambda frame: self.settlement.forget(frame.number)
+        )
+        self.intake = Intake(self.queue, self.settlement, self.clock)
+        self.feed = self._make_feed()
+        self.judge = Judge(
+            bundle,
+            load or (lambda: load_bundle_engine(bundle, config)),
+            self.queue,
+            self.settlement,
+            config.verdict,
+            source=self.source,
+            clock=self.clock,
+        )
+        self.outputs.sinks = open_sinks(config.sink, self.journal)
+        self._stop = threading.Event()
+        self._jumps = JumpWatch(self.clock)
+        self._deadlines = threading.Thread(target=self._watch_deadlines, daemon=True)
+        self._golden = unpack(bundle.path("golden.zip"))
+
+    def _make_feed(self) -> Feed:
+        if isinstance(self.config.source, FolderSource):
+            return FolderFeed(self.config.source, self.intake, self.sequence, self.journal)
+        source = msgspec.structs.replace(
+            self.config.source, target=from_environment(self.config.source.target)
+        )
+        return CaptureFeed(
+            source,
+            self.config.policy,
+            self.intake,
+            Path(self.config.state) / "sequence",
+            stall_s=self.config.stall_s,
+        )
+
+    def start(self) -> None:
+        """Warm the engine up on the golden frames, settle what a crash left, and begin.
+
+        Raises MismatchError where the golden frames get other answers than when they were built.
+        """
+        found = self.judge.warm_up(self._golden)
+        if not found.holds:
+            raise MismatchError(
+                f"{found.same_class} of {found.frames} golden frames get the class they had when "
+                f"the bundle was built (largest difference {found.worst:.3f}): this engine does "
+                "not compute what was proven. Build the bundle on this device"
+            )
+        self._settle_left_open()
+        self._deadlines.start()
+        self.feed.start()
+
+    def _settle_left_open(self) -> None:
+        """Frames that were taken before a crash and have no verdict."""
+        taken = self.sequence.taken
+        missing = self.journal.missing(self.journal.marked(_SETTLED), taken)
+        if isinstance(self.feed, FolderFeed):
+            claimed = self.feed.claimed_numbers()
+            missing = tuple(number for number in missing if number not in claimed)
+        if missing and self.config.policy.kind == "triggered":
+            for number in missing:
+                frame = lost_frame(number, clock=self.clock, why="the line was down")
+                self.settlement.expect(frame)
+                self.settlement.settle_safe(frame, "the line was down")
+        if missing:
+            self.settlement.event(
+                "gap",
+                f"the line had ended without notice: {len(missing)} frames without a verdict "
+                f"({missing[0]} to {missing[-1]})",
+                "alarm",
+            )
+        self.journal.mark(_SETTLED, taken)
+
+    def step(self, timeout_s: float = 0.2) -> bool:
+        """Judge one frame, or look after things; False when there is nothing left to do."""
+        frame = self.judge.step(timeout_s)
+        if frame is not None:
+            self.feed.settled(frame)
+            return True
+        if self.queue.is_drained:
+            return False
+        self._look_after()
+        return True
+
+    def _look_after(self) -> None:
+        self.journal.flush()
+        if (jump_s := self._jumps.jumped_s()) is not None:
+            self.settlement.event(
+                "clock", f"the time of day jumped by {jump_s:+.1f} s; durations are unaffected",
+                "warning",
+            )  # fmt: skip
+        passed_ns = self.judge.passed_ns
+        if self._golden and (passed_ns is None or self._since_s(passed_ns) > PROBE_S):
+            self.judge.probe(self._golden[0])
+        self.hold_if_blind()
+
+    def hold_if_blind(self) -> None:
+        """Take the safe position while no part can be judged."""
+        if self.feed.health.state not in ("live", "ended"):
+            self.outputs.hold(f"source {self.feed.health.state}: {self.feed.health.text}")
+        elif not self.engine_answers():
+            self.outputs.hold("the engine does not answer")
+        else:
+            self.outputs.hold(None)
+
+    def run(self, *, each: Callable[[], None] = lambda: None) -> None:
+        """Judge until stop() or the end of the source; `each` is called between frames."""
+        while self.step():
+            each()
+            if self.feed.health.fatal:
+                raise MissingDependencyError(self.feed.health.fatal)
+
+    def request_stop(self) -> None:
+        """Take no more frames; run() returns when those in the queue have their verdicts."""
+        if not self._stop.is_set():
+            self._stop.set()
+            threading.Thread(target=self.feed.stop, daemon=True).start()
+
+    def close(self, *, timeout_s: float = 5.0) -> dict[str, int]:
+        """End everything; entries that each sink has not delivered, which stay in the journal."""
+        self._stop.set()
+        with contextlib.suppress(RuntimeError):  # never started
+            self.feed.stop()
+        while self.judge.step(0.0) is not None:
+            pass
+        self.outputs.hold("the line stopped")
+        self.journal.mark(_SETTLED, self.sequence.taken)
+        left = self.outputs.close(timeout_s)
+        self.judge.close()
+        self.journal.close()
+        self.sequence.close()
+        return left
+
+    def _watch_deadlines(self) -> None:
+        if self.config.policy.deadline_ms is None:
+            return
+        period_s = self.config.policy.deadline_ms / 1000
+        while not self._stop.is_set():
+            next_s = self.settlement.settle_late()
+            # A part that arrives while this sleeps has a whole deadline before it, less its age.
+            self._stop.wait(min(next_s if next_s is not None else period_s / 4, period_s / 4))
+
+    def _since_s(self, then_ns: int) -> float:
+        return (self.clock.monotonic_ns() - then_ns) / 1e9
+
+    def engine_answers(self) -> bool:
+        """Whether a frame, or a golden frame, passed the engine not long ago."""
+        passed_ns = self.judge.passed_ns
+        return passed_ns is not None and self._since_s(passed_ns) < 5.0
+
+    def status(self) -> Status:
+        """For /healthz and /readyz."""
+        counts, health = self.settlement.counts, self.feed.health
+        sinks = {
+            sink.name: text
+            for sink in self.outputs.sinks
+            if (text := getattr(sink, "error", None) or self.outputs.errors.get(sink.name))
+        }
+        return Status(
+            engine=self.engine_answers(),
+            source=health.state == "live",
+            text=f"source {health.state} {health.text}".strip(),
+            frames=counts.ok + counts.reject + counts.safe,
+            safe=counts.safe,
+            dropped=self.queue.dropped + health.dropped,
+            waiting_on_disk=self.journal.waiting,
+            sinks=sinks,
+        )
+
+    def summary(self) -> Summary:
+        """What this run did so far."""
+        counts, latency = self.settlement.counts, self.settlement.latency
+        return Summary(
+            frames=counts.ok + counts.reject + counts.safe,
+            ok=counts.ok,
+            reject=counts.reject,
+            safe=counts.safe,
+            late=counts.late,
+            dropped=self.queue.dropped + self.feed.health.dropped,
+            overflowed=self.queue.overflowed,
+            capture_restarts=self.feed.health.restarts,
+            p50_ms=latency.percentile_ms(50),
+            p99_ms=latency.percentile_ms(99),
+            p999_ms=latency.percentile_ms(99.9),
+            largest_ms=latency.largest_ms,
+        )
+
+
+def load_bundle_engine(bundle: Bundle, config: LineConfig) -> "Engine":
+    """The bundle's engine, or the one that line.toml names."""
+    from lpvit_engines import load_engine
+
+    return load_engine(
+        config.engine or bundle.manifest.engine,
+        bundle.path("model.onnx"),
+        threads=config.threads or bundle.manifest.threads,
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Refuse a second line in the same state folder with EnvironmentUnfitError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise EnvironmentUnfitError(
+            f"another line runs with the state folder {folder}; stop it, or choose another --state"
+        ) from error
+    finally:
+        os.close(handle)

@@ -1,0 +1,48 @@
+"""Where verdicts go, by the `kind` of a [[sink]] table.
+
+A direct sink is told each verdict at once, in the line's own thread (a reject line). A remote sink
+reads the journal in a thread of its own, in order, and tries again what was refused; the line
+never waits for it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from lpvit_edge.line.config import SinkConfig
+from lpvit_edge.line.journal import Journal
+from lpvit_edge.line.sinks.base import Sink
+from lpvit_edge.line.sinks.remote import RemoteSink
+
+__all__ = ["Sink", "open_sinks"]
+
+_DIRECT = {
+    "evidence": "lpvit_edge.line.sinks.evidence:EvidenceStore",
+    "gpio": "lpvit_edge.line.sinks.gpio:RejectLine",
+}
+_REMOTE = {
+    "jsonl": "lpvit_edge.line.sinks.jsonl:JsonLines",
+    "mqtt": "lpvit_edge.line.sinks.mqtt:MqttTopic",
+    "webhook": "lpvit_edge.line.sinks.webhook:Webhook",
+    "modbus": "lpvit_edge.line.sinks.modbus:ModbusRegisters",
+}
+
+
+def open_sinks(configs: tuple[SinkConfig, ...], journal: Journal) -> tuple[Sink, ...]:
+    """Make the sinks. Raises MissingDependencyError without a sink's library, SinkError."""
+    sinks = tuple(_open(config, journal) for config in configs)
+    journal.forget_other_sinks(sink.name for sink in sinks)
+    return sinks
+
+
+def _open(config: SinkConfig, journal: Journal) -> Sink:
+    kind = str(config.__struct_config__.tag)
+    if kind in _DIRECT:
+        sink: Sink = _load(_DIRECT[kind])(config)
+        return sink
+    return RemoteSink(_load(_REMOTE[kind])(config), journal)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+

@@ -1,0 +1,53 @@
+"""What every sink can do, and what stands behind those that are reached over a wire."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from lpvit_edge.line.journal import Entry
+from lpvit_edge.line.records import FrameRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Sink(Protocol):
+    """Takes verdicts; deliver() and hold() return at once and raise nothing but SinkError."""
+
+    name: str
+
+    def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:
+        """One verdict, with the image where there is one."""
+        ...
+
+    def hold(self, is_held: bool) -> None:
+        """No part can be judged now (True): take the safe position until further notice."""
+        ...
+
+    def close(self, timeout_s: float) -> int:
+        """Deliver what waits, as far as the time allows; entries that still wait."""
+        ...
+
+
+class Remote(Protocol):
+    """The other end of a wire. Every call may block and raise SinkError; it is repeated then."""
+
+    name: str
+    batch: int  # entries in one send()
+    max_age_s: float | None  # older verdicts help nobody there; None: all are delivered
+
+    def resume(self, delivered: int) -> int:
+        """Id of the last entry that has arrived for certain; the journal says `delivered`."""
+        ...
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Deliver some entries, in order; returns when they have arrived."""
+        ...
+
+    def idle(self, *, is_held: bool) -> None:
+        """Called a few times a second between entries: a heartbeat, the safe position."""
+        ...
+
+    def disconnect(self) -> None:
+        """Let go; the next send() connects anew."""
+        ...

@@ -1,0 +1,77 @@
+"""One JSON object a line: {"entry": 17, "kind": "frame", ...the record's fields}."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from lpvit_edge.errors import SinkError
+from lpvit_edge.line.config import JsonlSink
+from lpvit_edge.line.journal import Entry
+
+_TAIL = 1 << 20  # bytes; more than any line
+
+
+class _Line(msgspec.Struct):
+    entry: int
+
+
+class JsonLines:
+    """A file that is appended to. Each entry stands in it once, also after a kill -9."""
+
+    batch = 200
+    max_age_s = None
+
+    def __init__(self, config: JsonlSink) -> None:
+        self.name = f"jsonl {config.target}"
+        self._path = Path(config.target)
+
+    def resume(self, delivered: int) -> int:
+        """The file itself says what is in it; a last line that was cut is removed."""
+        if not self._path.is_file():
+            return delivered
+        with self._path.open("r+b") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _TAIL))
+            tail = stream.read()
+            whole = tail.rpartition(b"\n")[0]
+            stream.truncate(size - len(tail) + (len(whole) + 1 if whole else 0))
+        last = whole.rpartition(b"\n")[2]
+        try:
+            return (
+                max(delivered, msgspec.json.decode(last, type=_Line).entry) if last else delivered
+            )
+        except msgspec.DecodeError:
+            return delivered  # the file was begun by something else
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Append the entries with one write; a file that could take only a part is cut back."""
+        content = b"".join(_line(entry) for entry in entries)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab", buffering=0) as stream:
+                before = stream.seek(0, os.SEEK_END)
+                if stream.write(content) != len(content):
+                    stream.truncate(before)
+                    raise SinkError(f"{self._path}: the disk is full")
+        except OSError as error:
+            raise SinkError(f"{self._path}: {error.strerror}") from error
+
+    def idle(self, *, is_held: bool) -> None:
+        """A file has no safe position."""
+
+    def disconnect(self) -> None:
+        """Nothing is kept open."""
+
+
+def _line(entry: Entry) -> bytes:
+    head = msgspec.json.encode({"entry": entry.id, "kind": entry.kind})
+    return (
+        head[:-1]
+        + b","
+        + entry.body.replace(b"\n", b" ")[1:].replace(
+            b'"kind"', b'"what"', 1 if entry.kind == "event" else 0
+        )
+        + b"\n"
+    )

@@ -1,0 +1,104 @@
+"""From the journal over a wire: in order, again and again until it has arrived."""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lpvit_edge.errors import SinkError
+from lpvit_edge.line.journal import Entry, Journal
+from lpvit_edge.line.records import FrameRecord
+from lpvit_edge.line.sinks.base import Remote
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 15.0
+_BEAT_S = 0.25
+
+
+class RemoteSink:
+    """Reads the journal behind its cursor, which moves when the other side has taken an entry.
+
+    At least once: after a kill -9 the last entries may be sent again. Each carries its frame's
+    number, by which the other side can tell.
+    """
+
+    def __init__(self, remote: Remote, journal: Journal) -> None:
+        self.name = remote.name
+        self._remote = remote
+        self._journal = journal
+        self._cursor = remote.resume(journal.delivered(remote.name))
+        journal.set_delivered(self.name, self._cursor)
+        self._closing = threading.Event()
+        self._give_up = threading.Event()
+        self._is_held = False
+        self.error: str | None = None
+        self.too_old = 0
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:
+        """Nothing: the journal has it."""
+
+    def hold(self, is_held: bool) -> None:
+        """Told to the other side with its next heartbeat."""
+        self._is_held = is_held
+
+    def close(self, timeout_s: float) -> int:
+        """Send what waits; what does not arrive in time stays in the journal."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+        self._give_up.set()
+        self._thread.join(2.0)
+        return self._journal.last_id() - self._cursor
+
+    def _run(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        while not self._give_up.is_set():
+            try:
+                sent = self._send_some()
+                self.error, wait_s = None, _FIRST_WAIT_S
+            except SinkError as error:
+                self.error = str(error)
+                self._remote.disconnect()
+                self._give_up.wait(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                continue
+            if not sent and self._closing.is_set():
+                break
+        self._remote.disconnect()
+
+    def _send_some(self) -> bool:
+        """Send the next entries; False when there were none."""
+        entries = self._journal.after(self._cursor, limit=self._remote.batch)
+        if not entries:
+            self._remote.idle(is_held=self._is_held)
+            if not self._closing.is_set():
+                self._journal.wait_after(self._cursor, _BEAT_S)
+            return False
+        fresh = self._fresh(entries)
+        if fresh:
+            self._remote.send(fresh)
+        self._cursor = entries[-1].id
+        self._journal.set_delivered(self.name, self._cursor)
+        return True
+
+    def _fresh(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        limit_s = self._remote.max_age_s
+        if limit_s is None:
+            return entries
+        fresh = [entry for entry in entries if _age_s(entry) <= limit_s]
+        self.too_old += len(entries) - len(fresh)
+        return fresh
+
+
+def _age_s(entry: Entry) -> float:
+    """Age of a verdict by the clock that does not jump; an event is never young."""
+    if entry.kind != "frame":
+        return float("inf")
+    record = msgspec.json.decode(entry.body, type=FrameRecord)
+    return time.monotonic() - record.captured_ns / 1e9

@@ -1,0 +1,74 @@
+"""A GStreamer pipeline, as on Jetson for CSI cameras: nvarguscamerasrc ... ! appsink.
+
+Needs the system's python3-gi. Not in any wheel, so that the venv must see the system's packages.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import SourceError
+from lpvit_edge.line.config import GstreamerSource
+from lpvit_edge.line.frames import Captured
+
+_TAIL = "! videoconvert ! video/x-raw,format=RGB ! appsink name=lpvit max-buffers=2 drop=false"
+
+
+class Pipeline:
+    """Frames of an appsink, RGB, stamped when they arrive."""
+
+    def __init__(self, gst: Any, pipeline: Any) -> None:
+        self._gst = gst
+        self._pipeline = pipeline
+        self._sink = pipeline.get_by_name("lpvit")
+        pipeline.set_state(gst.State.PLAYING)
+
+    def read(self, timeout_s: float) -> Captured | None:
+        """The next frame. Raises SourceError with what the pipeline reports."""
+        sample = self._sink.emit("try-pull-sample", int(timeout_s * self._gst.SECOND))
+        if sample is None:
+            self._raise_reported()
+            return None
+        return Captured(
+            pixels=self._pixels(sample),
+            captured_at=time.time(),
+            captured_ns=time.monotonic_ns(),
+            counter=None,
+        )
+
+    def _pixels(self, sample: Any) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        shape = sample.get_caps().get_structure(0)
+        width, height = shape.get_value("width"), shape.get_value("height")
+        buffer = sample.get_buffer()
+        content = np.frombuffer(buffer.extract_dup(0, buffer.get_size()), np.uint8)
+        stride = content.size // height  # rows are padded to four bytes
+        rows = content[: stride * height].reshape(height, stride)
+        return np.ascontiguousarray(rows[:, : width * 3].reshape(height, width, 3))
+
+    def _raise_reported(self) -> None:
+        kinds = self._gst.MessageType.ERROR | self._gst.MessageType.EOS
+        message = self._pipeline.get_bus().pop_filtered(kinds)
+        if message is None:
+            return
+        if message.type == self._gst.MessageType.ERROR:
+            error, _ = message.parse_error()
+            raise SourceError(f"the GStreamer pipeline stopped: {error.message}")
+        raise SourceError("the GStreamer pipeline ended; is the camera still plugged in?")
+
+    def close(self) -> None:
+        """Stop the pipeline."""
+        self._pipeline.set_state(self._gst.State.NULL)
+
+
+def open_pipeline(config: GstreamerSource) -> Pipeline:
+    """Parse and start the pipeline, to which conversion to RGB and the appsink are added."""
+    gi = require("gi")
+    try:
+        gi.require_version("Gst", "1.0")
+        gst = require("gi.repository.Gst")
+        gst.init(None)
+        return Pipeline(gst, gst.parse_launch(f"{config.target} {_TAIL}"))
+    except (ValueError, gi.repository.GLib.Error) as error:
+        raise SourceError(f"GStreamer refused the pipeline: {error}") from error

@@ -1,0 +1,167 @@
+"""The verb `run`: a bundle behind a camera."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from lpvit_edge.line.config import LineConfig
+    from lpvit_edge.line.judge import Summary
+    from lpvit_edge.line.line import Line
+
+RUN_SCHEMA = "lpvit.run/1"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(run)
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="The folder that `optimize` or `build` left.")],
+    source: Annotated[
+        str | None, typer.Option(help="kind:target, such as folder:/data/in or v4l2:/dev/video0.")
+    ] = None,
+    sink: Annotated[
+        list[str] | None, typer.Option(help="kind:target?option=value; may be given again.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="line.toml; options here win.")] = None,
+    policy: Annotated[str | None, typer.Option(help="newest, wait or triggered.")] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Trigger to verdict; later: the safe verdict.")
+    ] = None,
+    accept: Annotated[str | None, typer.Option(help="Labels of good parts, by comma.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Folder of the journal (default line_state).")
+    ] = None,
+    health: Annotated[
+        str | None, typer.Option(help="host:port of /healthz and /readyz.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
+    other_device: Annotated[
+        bool, typer.Option("--other-device", help="Run a bundle that was built elsewhere.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Judge every frame of a source and deliver the verdicts, until it ends or SIGTERM comes.
+
+    Example: lpvit run runs/demo --source synthetic:examples/factory_line/camera.py:frame@30
+    --policy triggered --deadline-ms 100 --sink jsonl:line_state/verdicts.jsonl
+    """
+    from lpvit_edge.bundle import open_bundle, refuse_other_device
+    from lpvit_edge.line.line import Line, locked
+
+    settings = _config(
+        config, source=source, sinks=sink, policy=policy, deadline_ms=deadline_ms, accept=accept,
+        state=state, health=health,
+    )  # fmt: skip
+    opened = open_bundle(bundle)
+    if not other_device:
+        refuse_other_device(opened)
+    with locked(Path(settings.state)):
+        line = Line(opened, settings)
+        try:
+            _serve(line, seconds)
+        finally:
+            left = line.close()
+        summary = line.summary()
+    _print(summary, left, json)
+
+
+def _config(path: Path | None, *, sinks: list[str] | None, **options: Any) -> "LineConfig":
+    """line.toml with the options of the command line in their places."""
+    from lpvit_edge.errors import UnknownOptionError
+    from lpvit_edge.line.config import line_config, parse_sink, parse_source, read_config
+
+    tables = {} if path is None else read_config(path)
+    if options["source"] is not None:
+        tables["source"] = parse_source(options["source"])
+    if "source" not in tables:
+        raise UnknownOptionError("no source: give --source kind:target, or --config line.toml")
+    if sinks:
+        tables["sink"] = [parse_sink(text) for text in sinks]
+    inner = {"policy": ("policy", "kind"), "deadline_ms": ("policy", "deadline_ms")}
+    for option, (table, key) in inner.items():
+        if options[option] is not None:
+            tables[table] = {**tables.get(table, {}), key: options[option]}
+    if options["accept"] is not None:
+        names = [name.strip() for name in options["accept"].split(",")]
+        tables["verdict"] = {**tables.get("verdict", {}), "accept": names}
+    for option in ("state", "health"):
+        if options[option] is not None:
+            tables[option] = options[option]
+    return line_config(tables, name=str(path or "command line"))
+
+
+def _serve(line: "Line", seconds: float | None) -> None:
+    """Start, and judge until the end, SIGTERM or SIGINT; what waits then is still judged."""
+    from lpvit_edge.line.health import HealthServer
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: line.request_stop())
+    server = None
+    try:
+        line.start()
+        if line.config.health is not None:
+            server = HealthServer(line.config.health, line.status)
+        line.run(each=_watchdog(line, seconds))
+    finally:
+        if server is not None:
+            server.close()
+
+
+def _watchdog(line: "Line", seconds: float | None) -> Callable[[], None]:
+    """Called between frames: says READY after the first verdict of the engine, then WATCHDOG.
+
+    WATCHDOG is only sent while the source is live and the engine answers, so that systemd
+    restarts what no restart of the capture process could mend.
+    """
+    from lpvit_edge.line.notify import Notifier
+
+    notifier = Notifier()
+    end_s = None if seconds is None else time.monotonic() + seconds
+    period_s = min(1.0, (notifier.watchdog_s or 4.0) / 4)
+    ready, sent_s = False, 0.0
+
+    def each() -> None:
+        nonlocal ready, sent_s
+        now_s = time.monotonic()
+        if end_s is not None and now_s >= end_s:
+            line.request_stop()
+        if now_s - sent_s < period_s:
+            return
+        counts = line.settlement.counts
+        if not ready and counts.ok + counts.reject > 0:
+            ready = True
+            notifier.send(ready="1")
+        status = line.status()
+        if ready and status.engine and status.source:
+            sent_s = now_s
+            notifier.send(watchdog="1", status=f"{status.frames} frames, {status.text}")
+
+    return each
+
+
+def _print(summary: "Summary", left: dict[str, int], json: bool) -> None:
+    if json:
+        content = {"schema": RUN_SCHEMA, **msgspec.to_builtins(summary), "undelivered": left}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
+        sys.stdout.write("\n")
+        return
+    times = " / ".join(
+        "-" if value is None else f"{value:.2f}"
+        for value in (summary.p50_ms, summary.p99_ms, summary.p999_ms)
+    )
+    sys.stdout.write(
+        f"{summary.frames} frames: {summary.ok} ok, {summary.reject} reject, {summary.safe} safe "
+        f"({summary.late} late, {summary.overflowed} overflow), {summary.dropped} dropped\n"
+        f"trigger to verdict p50 / p99 / p99.9: {times} ms\n"
+    )
+    for name, count in left.items():
+        sys.stdout.write(f"{name}: {count} entries not delivered yet; the next run sends them\n")
