@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from lpvit_edge import __version__, allocate_cli, distributed, finetune_cli, options, power_cli
+from lpvit_edge import (
+    __version__,
+    allocate_cli,
+    distributed,
+    finetune_cli,
+    options,
+    power_cli,
+    run_cli,
+)
 from lpvit_edge.errors import LpvitEdgeError
 
 app = typer.Typer(
@@ -266,6 +274,7 @@ def report(
 allocate_cli.register(app)
 finetune_cli.register(app)
 power_cli.register(app)
+run_cli.register(app)
 
 
 def main() -> int:

@@ -40,9 +40,7 @@ def run(
     state: Annotated[
         str | None, typer.Option(help="Folder of the journal (default line_state).")
     ] = None,
-    health: Annotated[
-        str | None, typer.Option(help="host:port of /healthz and /readyz.")
-    ] = None,
+    health: Annotated[str | None, typer.Option(help="host:port of /healthz and /readyz.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
     other_device: Annotated[
         bool, typer.Option("--other-device", help="Run a bundle that was built elsewhere.")

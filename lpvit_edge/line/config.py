@@ -88,14 +88,6 @@ class EvidenceSink(_Kind, frozen=True, kw_only=True, tag="evidence"):
     max_days: Positive = 30.0
 
 
-class MqttSink(_Kind, frozen=True, kw_only=True, tag="mqtt"):
-    """`target` is host:port/topic."""
-
-    user: str | None = None
-    password: str | None = None
-    tls: bool = False
-
-
 class WebhookSink(_Kind, frozen=True, kw_only=True, tag="webhook"):
     """`target` is the address that each batch is posted to."""
 
@@ -103,31 +95,7 @@ class WebhookSink(_Kind, frozen=True, kw_only=True, tag="webhook"):
     timeout_s: Positive = 10.0
 
 
-class OpcuaSink(_Kind, frozen=True, kw_only=True, tag="opcua"):
-    """`target` is opc.tcp://host:port; the nodes are written for each part."""
-
-    reject_node: str
-    number_node: str
-    max_age_s: Positive = 1.0
-
-
-class ModbusSink(_Kind, frozen=True, kw_only=True, tag="modbus"):
-    """`target` is host:port. Coil: reject; registers from `register`: number (high, low), beat."""
-
-    coil: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
-    register: Annotated[int, msgspec.Meta(ge=0, le=65533)] = 0
-    unit: Annotated[int, msgspec.Meta(ge=0, le=255)] = 1
-    max_age_s: Positive = 1.0
-
-
-class GpioSink(_Kind, frozen=True, kw_only=True, tag="gpio"):
-    """`target` is chip:line, /dev/gpiochip0:17. Active while a part is rejected, and on hold."""
-
-    pulse_ms: Positive = 50.0
-    active_low: bool = False
-
-
-SinkConfig = JsonlSink | EvidenceSink | MqttSink | WebhookSink | OpcuaSink | ModbusSink | GpioSink
+SinkConfig = JsonlSink | EvidenceSink | WebhookSink
 
 
 class LineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,7 +108,6 @@ class LineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     state: str = "line_state"  # folder of the journal and the frame numbers
     stall_s: Positive = 5.0  # silence of a capture process after which it is killed
     health: str | None = None  # host:port of /healthz and /readyz
-    dashboard: str | None = None  # host:port
     engine: str | None = None  # None: the one that the bundle was built with
     threads: int | None = None
 

@@ -17,13 +17,10 @@ __all__ = ["Sink", "open_sinks"]
 
 _DIRECT = {
     "evidence": "lpvit_edge.line.sinks.evidence:EvidenceStore",
-    "gpio": "lpvit_edge.line.sinks.gpio:RejectLine",
 }
 _REMOTE = {
     "jsonl": "lpvit_edge.line.sinks.jsonl:JsonLines",
-    "mqtt": "lpvit_edge.line.sinks.mqtt:MqttTopic",
     "webhook": "lpvit_edge.line.sinks.webhook:Webhook",
-    "modbus": "lpvit_edge.line.sinks.modbus:ModbusRegisters",
 }
 
 
@@ -45,4 +42,3 @@ def _open(config: SinkConfig, journal: Journal) -> Sink:
 def _load(place: str) -> Any:
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
-

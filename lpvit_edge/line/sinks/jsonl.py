@@ -1,4 +1,4 @@
-"""One JSON object a line: {"entry": 17, "kind": "frame", ...the record's fields}."""
+"""One JSON object a line: {"entry": 17, "kind": "frame", "record": {...}}."""
 
 import os
 from collections.abc import Sequence
@@ -66,12 +66,5 @@ class JsonLines:
 
 
 def _line(entry: Entry) -> bytes:
-    head = msgspec.json.encode({"entry": entry.id, "kind": entry.kind})
-    return (
-        head[:-1]
-        + b","
-        + entry.body.replace(b"\n", b" ")[1:].replace(
-            b'"kind"', b'"what"', 1 if entry.kind == "event" else 0
-        )
-        + b"\n"
-    )
+    fields = {"entry": entry.id, "kind": entry.kind, "record": msgspec.Raw(entry.body)}
+    return msgspec.json.encode(fields) + b"\n"

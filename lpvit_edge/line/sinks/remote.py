@@ -59,6 +59,7 @@ class RemoteSink:
     def _run(self) -> None:
         wait_s = _FIRST_WAIT_S
         while not self._give_up.is_set():
+            was_closing = self._closing.is_set()  # before the look, so that no late entry is missed
             try:
                 sent = self._send_some()
                 self.error, wait_s = None, _FIRST_WAIT_S
@@ -68,7 +69,7 @@ class RemoteSink:
                 self._give_up.wait(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 continue
-            if not sent and self._closing.is_set():
+            if not sent and was_closing:
                 break
         self._remote.disconnect()
 

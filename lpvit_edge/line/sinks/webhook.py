@@ -1,0 +1,60 @@
+"""Verdicts and events posted to an address as a JSON array, in order, until it answers 2xx."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import SinkError
+from lpvit_edge.line.config import WebhookSink
+from lpvit_edge.line.journal import Entry
+from lpvit_edge.line.redact import from_environment, redacted
+
+
+class Webhook:
+    """The header Idempotency-Key names the first and last entry: a repeated post is recognised."""
+
+    batch = 50
+    max_age_s = None
+
+    def __init__(self, config: WebhookSink) -> None:
+        self.name = f"webhook {redacted(config.target)}"
+        self._url = from_environment(config.target)
+        self._token = None if config.token is None else from_environment(config.token)
+        self._timeout_s = config.timeout_s
+        self._httpx = require("httpx")
+        self._client: Any = None
+
+    def resume(self, delivered: int) -> int:
+        """Only the journal knows."""
+        return delivered
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Post the entries. Raises SinkError for any answer but 2xx."""
+        if self._client is None:
+            self._client = self._httpx.Client(timeout=self._timeout_s)
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": f"{entries[0].id}-{entries[-1].id}",
+        }
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        body = msgspec.json.encode(
+            [{"entry": e.id, "kind": e.kind, "record": msgspec.Raw(e.body)} for e in entries]
+        )
+        try:
+            answer = self._client.post(self._url, content=body, headers=headers)
+        except (self._httpx.HTTPError, self._httpx.InvalidURL) as error:
+            raise SinkError(f"{self.name}: {type(error).__name__}") from error
+        if not answer.is_success:
+            raise SinkError(f"{self.name}: answered {answer.status_code}")
+
+    def idle(self, *, is_held: bool) -> None:
+        """An address has no safe position; the event of the outage was posted."""
+
+    def disconnect(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
