@@ -312,7 +312,8 @@ def test_a_late_part_gets_the_safe_verdict_at_its_deadline_and_only_that(
 
     settings = folder_config(tmp_path)
     settings = msgspec.structs.replace(settings, policy=Policy(kind="wait", deadline_ms=30.0))
-    line = Line(bundle, settings, load=lambda: Slow(bundle.path("model.onnx")))
+    slow: Any = Slow(bundle.path("model.onnx"))
+    line = Line(bundle, settings, load=lambda: slow)
     write_image(tmp_path / "in" / "a.png", 1)
     line.start()
     judging = threading.Thread(target=lambda: run_until(line, lambda: gate.is_set()))
