@@ -13,6 +13,7 @@ import typer
 from lpvit_edge import (
     __version__,
     allocate_cli,
+    dashboard_cli,
     distributed,
     finetune_cli,
     options,
@@ -275,6 +276,7 @@ allocate_cli.register(app)
 finetune_cli.register(app)
 power_cli.register(app)
 run_cli.register(app)
+dashboard_cli.register(app)
 
 
 def main() -> int:

@@ -16,12 +16,15 @@ _EXTRA_OF = {
     "PIL": "run",
     "harvesters": "gige",
     "httpx": "webhook",
+    "prometheus_client": "serve",
     "pynvml": "nvml",
     "safetensors": "prune",
     "scipy": "prune",
+    "starlette": "serve",
     "timm": "prune",
     "torch": "prune",
     "torchvision": "prune",
+    "uvicorn": "serve",
 }
 _OTHER_SOURCE = {
     "gi": "apt install python3-gi gir1.2-gstreamer-1.0; make the venv with --system-site-packages",

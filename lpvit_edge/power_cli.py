@@ -99,11 +99,10 @@ def _refuse_live_options(
 
 def _replayed(path: Path, interval_s: float | None) -> "PowerSummary":
     from lpvit_profilers.power_summary import summarise_power
-    from lpvit_profilers.replay import read_recording
+    from lpvit_profilers.replay import named_replay, read_recording
 
-    recording = read_recording(path, interval_s=interval_s)
-    info = msgspec.structs.replace(recording.info, name=f"replay of {recording.info.name}")
-    return summarise_power(info, recording.samples)
+    recording = named_replay(read_recording(path, interval_s=interval_s))
+    return summarise_power(recording.info, recording.samples)
 
 
 def _live(seconds: float, record: Path | None, tdp_w: float | None) -> "PowerSummary":

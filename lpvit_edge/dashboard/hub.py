@@ -1,0 +1,220 @@
+"""Where a line reports to: it counts, watches for drift, and answers what is known now.
+
+The line's own thread only puts a frame into a bounded queue; counting is cheap enough to be done
+at once, and everything else happens in the hub's thread. A frame that finds the queue full is
+counted and not watched: the line is never delayed.
+"""
+
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from lpvit_edge.dashboard.counters import FrameCounters
+from lpvit_edge.dashboard.power import PowerMonitor
+from lpvit_edge.dashboard.snapshot import (
+    DriftNow,
+    EventNow,
+    FrameEnergy,
+    ShadowNow,
+    Snapshot,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lpvit_edge.line.records import FrameRecord, Severity
+
+_QUEUED = 64
+_EVENTS = 50
+_NO_LINE = "no line is running here"
+
+
+class Watcher(Protocol):
+    """Who looks at frames in the hub's thread; see lpvit_edge.drift.monitor.DriftMonitor."""
+
+    def see(
+        self,
+        record: "FrameRecord",
+        embedding: "NDArray[np.float32] | None",
+        image: "NDArray[np.uint8] | None",
+    ) -> None: ...
+
+    def drift_now(self, *, not_watched: int) -> tuple[DriftNow | None, str | None]: ...
+
+    def shadow_now(self) -> tuple[ShadowNow | None, str | None]: ...
+
+    def close(self) -> None: ...
+
+
+class Feed(Protocol):
+    """Anything that knows the present: this device's hub, or another device's page."""
+
+    def now(self) -> Snapshot: ...
+
+
+class Hub:
+    """Implements lpvit_edge.line.records.TelemetryHub; a context manager that owns its threads."""
+
+    def __init__(
+        self,
+        *,
+        device: Mapping[str, str],
+        power: PowerMonitor,
+        engine: Mapping[str, str] | None = None,
+        model_energy: tuple[float | None, str | None] = (None, "no line is running here"),
+        watcher: Watcher | None = None,
+        root: Path = Path("/"),
+    ) -> None:
+        self._device = dict(device)
+        self._engine = None if engine is None else dict(engine)
+        self._model_j, self._model_reason = model_energy
+        self.power = power
+        self.watcher = watcher
+        self._root = root
+        self._lock = threading.Lock()
+        self._counters = FrameCounters()
+        self._events: deque[EventNow] = deque(maxlen=_EVENTS)
+        self._event_counts: Counter[str] = Counter()
+        self._idle_w: float | None = None
+        self._not_watched = 0
+        self._queue: queue.Queue[
+            tuple[FrameRecord, NDArray[np.float32] | None, NDArray[np.uint8] | None] | None
+        ] = queue.Queue(_QUEUED)
+        self._began_s = time.monotonic()
+        self._cpu: tuple[float, float, float | None] = (time.process_time(), self._began_s, None)
+        self._thread = threading.Thread(target=self._work, name="hub", daemon=True)
+
+    def __enter__(self) -> "Hub":
+        self.power.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join(10.0)
+        if self.watcher is not None:
+            self.watcher.close()
+        self.power.__exit__(kind, error, traceback)
+
+    def publish_frame(
+        self,
+        record: "FrameRecord",
+        embedding: "NDArray[np.float32] | None",
+        image: "NDArray[np.uint8] | None",
+    ) -> None:
+        """One decided frame; see TelemetryHub. Returns at once."""
+        with self._lock:
+            if not self._counters.total:
+                self._idle_w = self.power.mean_w(seconds=30.0)  # what it drew without any work
+            self._counters.add(record, at_s=time.monotonic())
+        if self.watcher is None:
+            return
+        try:
+            self._queue.put_nowait((record, embedding, image))
+        except queue.Full:
+            with self._lock:
+                self._not_watched += 1
+
+    def publish_event(self, kind: str, text: str, severity: "Severity", at: float) -> None:
+        """Something that happened to the line; see LineEvent."""
+        with self._lock:
+            self._events.append(
+                EventNow(at=at, kind=kind[:500], text=text[:500], severity=severity)
+            )
+            self._event_counts[severity] += 1
+
+    def now(self) -> Snapshot:
+        """Everything that is known at this moment."""
+        from lpvit_profilers.machine import temperatures_c
+
+        now_s = time.monotonic()
+        power, conditions = self.power.now(), self.power.conditions()
+        with self._lock:
+            has_line = self._counters.total > 0
+            frames = self._counters.frames(now_s=now_s) if has_line else None
+            latency = self._counters.latency()
+            events, counts = tuple(self._events), dict(self._event_counts)
+            not_watched = self._not_watched
+        drift, drift_reason = self._drift(not_watched)
+        shadow, shadow_reason = self._shadow()
+        temperatures = temperatures_c(self._root)
+        if not temperatures and conditions.temperature_c is not None:
+            temperatures = {"sensor": conditions.temperature_c}
+        return Snapshot(
+            at=time.time(),
+            uptime_s=now_s - self._began_s,
+            device=self._device,
+            engine=self._engine,
+            power=power,
+            energy=self._energy(0.0 if frames is None else frames.per_s, stale=power.stale),
+            latency=latency,
+            frames=frames,
+            drift=drift,
+            drift_reason=drift_reason,
+            shadow=shadow,
+            shadow_reason=shadow_reason,
+            temperatures_c=dict(list(temperatures.items())[:32]),
+            throttling=conditions.throttling,
+            throttle_events=conditions.throttle_events,
+            clock_mhz=conditions.clock_mhz,
+            events=events,
+            event_counts=counts,
+            own_cpu_share=self._cpu_share(now_s),
+        )
+
+    def _drift(self, not_watched: int) -> tuple[DriftNow | None, str | None]:
+        if self.watcher is None:
+            return None, "this line runs without a drift watch" if self._engine else _NO_LINE
+        return self.watcher.drift_now(not_watched=not_watched)
+
+    def _shadow(self) -> tuple[ShadowNow | None, str | None]:
+        if self.watcher is None:
+            return None, "no dense engine runs beside this line" if self._engine else _NO_LINE
+        return self.watcher.shadow_now()
+
+    def _energy(self, per_s: float, *, stale: bool) -> FrameEnergy:
+        power_w = None if stale else self.power.mean_w(seconds=10.0)
+        if per_s <= 0.0:
+            return FrameEnergy(reason="no frames at the moment")
+        if power_w is None:
+            return FrameEnergy(reason="power is not measured here")
+        gross_j = power_w / per_s
+        idle_j = None if self._idle_w is None else self._idle_w / per_s
+        model_j = self._model_j
+        rest_j = None
+        reason = None
+        if idle_j is None:
+            reason = "the idle power is unknown: the line ran before the sensor was read"
+        elif model_j is None:
+            reason = self._model_reason
+        elif gross_j - idle_j - model_j < 0:
+            reason = "idle and the checked model together exceed what is measured now"
+        else:
+            rest_j = gross_j - idle_j - model_j
+        return FrameEnergy(
+            gross_j=gross_j, idle_j=idle_j, model_j=model_j, capture_j=rest_j, reason=reason
+        )
+
+    def _cpu_share(self, now_s: float) -> float | None:
+        """Of one core, since the last time somebody asked a second or more ago."""
+        used_s, asked_s, share = self._cpu
+        if now_s - asked_s >= 1.0:
+            share = (time.process_time() - used_s) / (now_s - asked_s)
+            self._cpu = (time.process_time(), now_s, share)
+        return share
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            assert self.watcher is not None
+            self.watcher.see(*item)
