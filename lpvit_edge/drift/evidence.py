@@ -9,8 +9,8 @@ martingales for change-point detection", 2021).
 
 Two ways of ranking, because each is blind where the other sees:
 
-* against everything seen so far (conformal, smoothed; exact). It knows the line itself and finds
-  small sudden changes, but a slow one becomes its new normal.
+* against everything the line has shown so far (conformal, smoothed; exact). It knows the line
+  itself and finds small sudden changes, but a slow one becomes its new normal.
 * against the reference alone, with p-values enlarged until they hold for all ranks at once with
   confidence 1 - delta over the choice of the reference images. It never forgets, so it finds slow
   changes, and it needs a larger one to say so.

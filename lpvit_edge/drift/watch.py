@@ -46,7 +46,10 @@ class DriftWatch:
     def __init__(self, reference: Reference, rules: Rules, *, seed: int = 0) -> None:
         self._reference = reference
         self._rules = rules
-        self._seen = reference.counts.copy()
+        self._seen = np.zeros_like(reference.counts)  # of the line alone: exchangeable with it
+        heldout = reference.counts[:, 0].sum(axis=1)
+        self._usual_share = heldout / heldout.sum()
+        self._frames_of = np.zeros(len(heldout), np.int64)
         self._bounds = _bounds(reference, delta=rules.delta)
         self._generator = np.random.default_rng(seed)
         self._evidence = Evidence()
@@ -90,11 +93,24 @@ class DriftWatch:
         cumulated = np.cumsum(fixed, axis=1)
         up_to, n = cumulated[rows, bins], cumulated[:, -1]
         at_least = n - up_to + fixed[rows, bins]
-        bound = self._bounds[category]
-        self._evidence.add(p_seen, bound[at_least], bound[up_to])
-        if self._level == "green":  # what an alarm is about must not become usual
-            seen[rows, bins] += 1
+        self._frames_of[category] += 1
+        if self._is_rare(category):
+            at_least_p = below_p = np.ones(len(bins))  # no bet
+        else:
+            bound = self._bounds[category]
+            at_least_p, below_p = bound[at_least], bound[up_to]
+        self._evidence.add(p_seen, at_least_p, below_p)
+        seen[rows, bins] += 1
         return bool((at_least[0] + 1) / (n[0] + 1) <= _STRANGE_P)
+
+    def _is_rare(self, category: int) -> bool:
+        """Whether the line predicts a class far less often than the reference did.
+
+        Where a defect is rare, most of what is taken for it are good parts misjudged, and they
+        differ from the reference's true ones although nothing has changed.
+        """
+        share = self._frames_of[category] / self._frames_of.sum()
+        return bool(share < 0.5 * self._usual_share[category])
 
     def _judge(self) -> Level | None:
         """Raise an alarm where a threshold is reached; lower it when nothing renewed it."""

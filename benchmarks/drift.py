@@ -1,0 +1,177 @@
+"""How soon the drift watch sees a fault, what it calls it, and how often it cries wolf.
+
+Reads what benchmarks/drift_frames.py left. Delays are in frames since the fault began, each run
+after 1,000 healthy frames drawn anew; the control is 100,000 healthy frames once through.
+
+python benchmarks/drift_frames.py --out /tmp/drift --processes 2
+python benchmarks/drift.py --frames /tmp/drift --out benchmarks/results/drift.json
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from lpvit_edge.drift.reference import Reference, Seen, build_reference, rows_of, softmax
+from lpvit_edge.drift.rules import Rules
+from lpvit_edge.drift.watch import DriftWatch
+
+RUNS = 20
+HEALTHY = 1000
+LONGEST = 5000
+# Stream, share of the frames that have the fault, and the cause that should be named.
+FAULTS: tuple[tuple[str, float, str], ...] = (
+    ("lamp-0.9", 1.0, "light"),
+    ("lamp-0.8", 1.0, "light"),
+    ("lamp-0.6", 1.0, "light"),
+    ("blur-0.5", 1.0, "focus"),
+    ("blur-0.8", 1.0, "focus"),
+    ("blur-1.2", 1.0, "focus"),
+    ("material", 1.0, "material"),
+    ("material", 0.1, "material"),
+    ("defect", 1.0, "unknown content"),
+    ("defect", 0.2, "unknown content"),
+    ("defect", 0.1, "unknown content"),
+    ("defect", 0.05, "unknown content"),
+    ("defect", 0.02, "unknown content"),
+)
+
+
+def load(folder: Path, name: str) -> Seen:
+    found = load_file(folder / f"{name}.safetensors")
+    return Seen(
+        features=found["features"],
+        probabilities=softmax(found["logits"]),
+        statistics=found["statistics"],
+    )
+
+
+def control(reference: Reference, seen: Seen, *, seeds: int) -> list[dict[str, Any]]:
+    """Alarms over the healthy frames, in the order they were generated, by seed of the ties."""
+    found = []
+    for seed in range(seeds):
+        watch = DriftWatch(reference, Rules(), seed=seed)
+        yellow = red = 0
+        highest = 0.0
+        begin_s = time.perf_counter()
+        for frame in rows_of(seen):
+            state = watch.add(*frame)
+            yellow += state.raised == "yellow"
+            red += state.raised == "red"
+            highest = max(highest, max(state.evidence.values()))
+        us = (time.perf_counter() - begin_s) / len(seen.features) * 1e6
+        found.append(
+            {
+                "frames": len(seen.features),
+                "yellow": int(yellow),
+                "red": int(red),
+                "highest_evidence": highest,
+                "us_per_frame": us,
+            }
+        )
+    return found
+
+
+def delays(
+    reference: Reference, healthy: Seen, faulty: Seen, *, share: float
+) -> list[dict[str, Any]]:
+    """Frames from the fault to the yellow and to the red alarm, and the cause that red names."""
+    return [one_run(reference, healthy, faulty, share, seed) for seed in range(RUNS)]
+
+
+def one_run(
+    reference: Reference, healthy: Seen, faulty: Seen, share: float, seed: int
+) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    watch = DriftWatch(reference, Rules(), seed=seed)
+    good, bad = rng.permutation(len(healthy.features)), rng.permutation(len(faulty.features))
+    for index in good[:HEALTHY]:
+        watch.add(*row(healthy, index))
+    result: dict[str, Any] = {"yellow": None, "red": None, "cause": None}
+    used = 0
+    for number in range(1, LONGEST + 1):
+        if rng.random() < share and used < len(bad):
+            frame, used = row(faulty, bad[used]), used + 1
+        elif share == 1.0:
+            break  # every faulty frame has been shown
+        else:
+            frame = row(healthy, good[HEALTHY + number])
+        state = watch.add(*frame)
+        if state.raised is not None:
+            result["yellow"] = result["yellow"] or number
+        if state.raised == "red":
+            return result | {"red": number, "cause": state.cause}
+    return result
+
+
+def row(seen: Seen, index: int) -> Any:
+    return seen.features[index], seen.probabilities[index], seen.statistics[index]
+
+
+def slow(reference: Reference, seen: Seen) -> dict[str, Any]:
+    """The lamp that loses 40 % over 6,000 frames: what was left of it at the alarms."""
+    watch = DriftWatch(reference, Rules())
+    found: dict[str, Any] = {"frames": len(seen.features)}
+    for number, frame in enumerate(rows_of(seen), start=1):
+        state = watch.add(*frame)
+        if state.raised is not None and state.raised not in found:
+            left = 1 - 0.4 * number / len(seen.features)
+            found[state.raised] = {"frame": number, "light_left": left, "cause": state.cause}
+    return found
+
+
+def summary(runs: list[dict[str, Any]], cause: str) -> dict[str, Any]:
+    red = sorted(run["red"] for run in runs if run["red"] is not None)
+    yellow = sorted(run["yellow"] for run in runs if run["yellow"] is not None)
+    return {
+        "runs": len(runs),
+        "yellow": len(yellow),
+        "yellow_median": float(np.median(yellow)) if yellow else None,
+        "red": len(red),
+        "red_median": float(np.median(red)) if red else None,
+        "red_longest": red[-1] if red else None,
+        "cause_right": sum(run["cause"] == cause for run in runs),
+        "causes": {
+            str(name): sum(run["cause"] == name for run in runs)
+            for name in sorted({str(run["cause"]) for run in runs})
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--frames", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--control-seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    folder = arguments.frames
+    reference, shrinkage = build_reference(load(folder, "calibration"), load(folder, "heldout"))
+    healthy = load(folder, "control")
+    rules = Rules()
+    result: dict[str, Any] = {
+        "command": "python benchmarks/drift_frames.py --out /tmp/drift --processes 2 && "
+        "python benchmarks/drift.py --frames /tmp/drift --out benchmarks/results/drift.json",
+        "yellow_at": rules.yellow_at,
+        "red_at": rules.red_at,
+        "shrinkage": shrinkage,
+        "control": control(reference, healthy, seeds=arguments.control_seeds),
+        "lamp_losing_40_percent_over_6000_frames": slow(reference, load(folder, "lamp-slow")),
+        "faults": [],
+    }
+    for seeded in result["control"]:
+        print("control", seeded)
+    print("slow lamp", result["lamp_losing_40_percent_over_6000_frames"])
+    for name, share, cause in FAULTS:
+        runs = delays(reference, healthy, load(folder, name), share=share)
+        result["faults"].append({"fault": name, "share": share, **summary(runs, cause)})
+        print(result["faults"][-1])
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

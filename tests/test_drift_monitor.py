@@ -1,0 +1,142 @@
+"""Behind a line: alarms are told, strange pictures are kept, the denser bundle is called for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lpvit_edge import files
+from lpvit_edge.dashboard.hub import Hub
+from lpvit_edge.dashboard.power import PowerMonitor
+from lpvit_edge.drift.monitor import DriftMonitor, RetrainRequest
+from lpvit_edge.drift.reference import Reference, build_reference
+from lpvit_edge.drift.rules import Rules
+from lpvit_edge.line.records import FrameRecord, StageLatency
+from tests.test_drift import frames
+
+Told = list[tuple[str, str, str]]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return build_reference(frames(300, 1), frames(900, 2))[0]
+
+
+def monitor(
+    reference: Reference, folder: Path, told: Told, *, sample: int = 5
+) -> tuple[DriftMonitor, list[str]]:
+    called: list[str] = []
+    watched = DriftMonitor(
+        reference,
+        Rules(sample=sample),
+        folder=folder,
+        tell=lambda kind, text, severity, _: told.append((kind, text, severity)),
+        fall_back=lambda: called.append("fall back"),
+    )
+    return watched, called
+
+
+def feed(watched: DriftMonitor | Hub, count: int, *, at: float) -> None:
+    seen = frames(count, 7, at=at)
+    image = np.full((32, 32, 3), 128, np.uint8)
+    for number in range(count):
+        record = FrameRecord(
+            number=number,
+            source="test",
+            captured_at=1000.0 + number,
+            captured_ns=number,
+            verdict="ok",
+            action="pass",
+            latency=StageLatency(total_ms=5.0),
+            probabilities=tuple(float(p) for p in seen.probabilities[number]),
+        )
+        if isinstance(watched, Hub):
+            watched.publish_frame(record, seen.features[number], image)
+        else:
+            watched.see(record, seen.features[number], image)
+
+
+def test_a_red_alarm_is_told_once_and_leaves_a_request_with_pictures(
+    reference: Reference, tmp_path: Path
+) -> None:
+    told: Told = []
+    watched, called = monitor(reference, tmp_path, told)
+    feed(watched, 120, at=3.0)
+    assert [(kind, severity) for kind, _, severity in told] == [
+        ("drift", "warning"),
+        ("drift", "alarm"),
+    ]
+    assert called == ["fall back"]
+    (request_file,) = tmp_path.glob("drift-*/retrain.json")
+    request = files.load(RetrainRequest, request_file)
+    assert len(request.sample) == 5
+    assert all((request_file.parent / one.file).is_file() for one in request.sample)
+    state, reason = watched.drift_now(not_watched=3)
+    assert state is not None
+    assert (state.level, state.not_watched, reason) == ("red", 3, None)
+
+
+def test_frames_that_were_never_judged_are_passed_over(
+    reference: Reference, tmp_path: Path
+) -> None:
+    watched, _ = monitor(reference, tmp_path, [])
+    record = FrameRecord(
+        number=1,
+        source="test",
+        captured_at=1.0,
+        captured_ns=1,
+        verdict="safe",
+        action="reject",
+        latency=StageLatency(total_ms=5.0),
+    )
+    watched.see(record, None, None)
+    assert watched.drift_now(not_watched=0) == (None, "no frame has been looked at yet")
+
+
+def test_a_disk_that_takes_nothing_ends_the_sample_and_not_the_watch(
+    reference: Reference, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    told: Told = []
+    watched, called = monitor(reference, tmp_path / "file", told)
+    feed(watched, 120, at=3.0)
+    assert called == ["fall back"]
+    assert "disk" in [kind for kind, _, _ in told]
+    state, _ = watched.drift_now(not_watched=0)
+    assert state is not None
+    assert state.frames == 120
+
+
+def test_an_engine_of_another_model_is_said_once(reference: Reference, tmp_path: Path) -> None:
+    told: Told = []
+    watched, _ = monitor(reference, tmp_path, told)
+    seen = frames(3, 1)
+    record = FrameRecord(
+        number=1,
+        source="test",
+        captured_at=1.0,
+        captured_ns=1,
+        verdict="ok",
+        action="pass",
+        latency=StageLatency(total_ms=5.0),
+        probabilities=(0.5, 0.5),
+    )
+    for _ in range(3):
+        watched.see(record, seen.features[0], np.zeros((8, 8, 3), np.uint8))
+    assert len(told) == 1
+    state, reason = watched.drift_now(not_watched=0)
+    assert state is None
+    assert reason is not None
+    assert "2,) classes" in reason
+
+
+def test_the_hub_shows_what_the_monitor_sees(reference: Reference, tmp_path: Path) -> None:
+    watched, _ = monitor(reference, tmp_path, [])
+    power = PowerMonitor(None, reason="no sensor")
+    hub = Hub(device={}, power=power, watcher=watched)
+    with hub:
+        feed(hub, 50, at=0.0)
+    now = hub.now()
+    assert now.drift is not None
+    assert now.drift.frames + now.drift.not_watched == 50
+    assert now.shadow_reason == "no dense engine runs beside this line"
