@@ -27,16 +27,14 @@ class State(ctypes.Structure):
     ]  # fmt: skip
 
 
-def compile_fake_driver(folder: Path) -> Path:
+def compile_fake_driver(folder: Path, *, source: str = "fake_driver.c") -> Path:
     """Compile the fake into a folder; skips the test where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler to build the fake CUDA driver with")
     library = folder / "libfakecuda.so"
-    source = Path(__file__).with_name("fake_driver.c")
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", str(source), "-o", str(library)], check=True
-    )
+    text = Path(__file__).with_name(source)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", str(text), "-o", str(library)], check=True)
     return library
 
 

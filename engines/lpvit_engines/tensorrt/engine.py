@@ -1,0 +1,205 @@
+"""The engine for Jetson and NVIDIA GPUs: a plan of TensorRT, built on this device, run on it."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpvit_edge.errors import EngineError
+from lpvit_engines.cuda import driver as cuda
+from lpvit_engines.inputs import check_input
+from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt.arrays import device_array
+from lpvit_engines.tensorrt.device import opened
+from lpvit_engines.tensorrt.library import load_tensorrt
+from lpvit_engines.tensorrt.making import LoadedPlan, make_plan
+from lpvit_engines.tensorrt.session import EventTimes
+from lpvit_engines.tensorrt.times import GroupTime, group_times, make_profiler
+
+_LOG = logging.getLogger(__name__)
+_TRIAL_RUNS = 30
+
+
+class TensorRtEngine:
+    """An ONNX model with one input, as a plan beside it: model.plan, model.plan.json.
+
+    A plan that is missing, or was made from another ONNX file, is built here, which takes minutes
+    on a Jetson. `threads` has no meaning on a GPU and is ignored. One thread at a time may use it.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self, path: Path, *, threads: int | None = None, library: str = cuda.LIBRARY
+    ) -> None:
+        if not path.is_file():
+            raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
+        self.path = path
+        trt = load_tensorrt()
+        with ExitStack() as stack:
+            self._device = stack.enter_context(opened(library))
+            with self._device.calls.current(self._device.context):
+                plan, self.manifest = self._plan(trt)
+                self._loaded: LoadedPlan | None = self._load(trt, plan)
+            stack.callback(self._release, self._loaded)
+            self._resources = stack.pop_all()
+        session = self._loaded.session
+        if len(session.inputs) != 1 or not session.outputs:
+            self.close()
+            raise EngineError(
+                f"{path} has {len(session.inputs)} inputs and {len(session.outputs)} outputs; this "
+                "engine takes models with one input, whose first output is the answer"
+            )
+        self.input_shape = session.inputs[0].shape
+        self.outputs: tuple[str, ...] = tuple(x.name for x in session.outputs)
+
+    def _plan(self, trt: Any) -> tuple[bytes, plan_file.PlanManifest]:
+        calls = self._device.calls
+        here = plan_file.device_key(calls, self._device.device, tensorrt=str(trt.__version__))
+        found = plan_file.read(self.path, here)
+        if found is None:
+            _LOG.warning("building %s; this takes minutes", plan_file.plan_path(self.path))
+            make_plan(self.path, self._device, proven=False)
+            found = plan_file.read(self.path, here)
+        assert found is not None  # it was just written from this very file
+        return found
+
+    def _load(self, trt: Any, plan: bytes) -> LoadedPlan:
+        """With copies, or without where memory is shared and that is the faster of the two."""
+        copying = LoadedPlan(trt, self._device, plan)
+        if not self._device.calls.is_integrated(self._device.device):
+            return copying
+        sharing = LoadedPlan(trt, self._device, plan, zero_copy=True)
+        best = _faster(copying, sharing)
+        (copying if best is sharing else sharing).close()
+        return best
+
+    def _release(self, loaded: LoadedPlan) -> None:
+        with self._device.calls.current(self._device.context):
+            loaded.close()
+
+    def infer(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The model's answer for x, float32 of input_shape; see base.Engine.infer."""
+        with self._ran(x) as loaded:
+            return loaded.session.outputs[0].array().copy()
+
+    def infer_all(self, x: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Every output for x, by its name; see base.Engine.infer_all."""
+        with self._ran(x) as loaded:
+            return {tensor.name: tensor.array().copy() for tensor in loaded.session.outputs}
+
+    @contextmanager
+    def _ran(self, x: NDArray[np.float32]) -> Iterator[LoadedPlan]:
+        check_input(x, self.input_shape, is_open=self._loaded is not None)
+        with self._current() as loaded:
+            np.copyto(loaded.session.inputs[0].array(), x)
+            loaded.session.run()
+            yield loaded
+
+    @contextmanager
+    def _current(self) -> Iterator[LoadedPlan]:
+        if self._loaded is None:
+            raise EngineError("this engine is closed; load it again")
+        with self._device.calls.current(self._device.context):
+            yield self._loaded
+
+    def infer_into(self, x: Any, outputs: Mapping[str, Any], *, stream: int) -> None:
+        """Run on arrays that lie on the GPU, on the caller's stream, without a copy.
+
+        x and each of `outputs` (all of self.outputs) offer __cuda_array_interface__ (pycuda, CuPy,
+        torch), float32, contiguous, in the device's primary context; `stream` is a CUstream as a
+        number. Returns at once: wait for the stream before reading, and before another call.
+        """
+        with self._current() as loaded:
+            calls, context = self._device.calls, self._device.context
+            session, addresses = loaded.session, {}
+            given = {session.inputs[0].name: x, **outputs}
+            for tensor in (*session.inputs, *session.outputs):
+                if tensor.name not in given:
+                    raise EngineError(f"no array for output {tensor.name}; give one for each")
+                found = device_array(
+                    given[tensor.name],
+                    name=tensor.name,
+                    shape=tensor.shape,
+                    calls=calls,
+                    context=context,
+                    writable=tensor.name in outputs,
+                )
+                addresses[tensor.name] = found.address
+                if found.stream is not None and found.stream != stream:
+                    _wait_for_producer(calls, found.stream, stream)
+            session.run_in_place(addresses, stream=stream)
+
+    def event_times(
+        self, x: NDArray[np.float32], *, runs: int, data_transfers: bool = True
+    ) -> tuple[EventTimes, ...]:
+        """Times of the parts of `runs` runs on x by the device's own events, with their modes."""
+        check_input(x, self.input_shape, is_open=self._loaded is not None)
+        with self._current() as loaded:
+            np.copyto(loaded.session.inputs[0].array(), x)
+            loaded.session.run()
+            return tuple(loaded.session.timed(data_transfers=data_transfers) for _ in range(runs))
+
+    def layer_times(self, model_layers: tuple[str, ...], *, runs: int) -> tuple[GroupTime, ...]:
+        """Time of each layer of the engine, by TensorRT's profiler, in runs of their own.
+
+        Fused layers are a group with one time. Profiling costs time itself: take shares from here.
+        """
+        with self._current() as loaded:
+            samples: dict[str, list[float]] = {}
+            profiler = make_profiler(load_tensorrt(), samples)
+            context = loaded.new_context()
+            context.profiler = profiler
+            for _ in range(runs + 1):
+                loaded.session.run_profiled(context)
+        return group_times(samples, self.manifest.layers, model_layers)
+
+    def kernels(self) -> dict[str, str]:
+        """Kernel by layer of the built engine, as TensorRT's inspector names them."""
+        if self._loaded is None:
+            raise EngineError("this engine is closed; load it again to ask for its kernels")
+        return {layer.name: layer.kernel for layer in self.manifest.layers}
+
+    def close(self) -> None:
+        """Free the engine, its buffers and the context."""
+        if self._loaded is not None:
+            self._loaded = None
+            self._resources.close()
+
+    def __enter__(self) -> "TensorRtEngine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _wait_for_producer(calls: Any, producer: int, stream: int) -> None:
+    """Let the caller's stream begin after the stream that makes an array."""
+    event = calls.create_event(spin=True)
+    try:
+        calls.record(event, producer)
+        calls.wait_for_event(stream, event)
+    finally:
+        calls.destroy_event(event)  # CUDA keeps it until the wait is over
+
+
+def _faster(copying: LoadedPlan, sharing: LoadedPlan) -> LoadedPlan:
+    """The one with the smaller median of whole runs, in turns."""
+    samples: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(_TRIAL_RUNS):
+        for shares, loaded in ((False, copying), (True, sharing)):
+            times = loaded.session.timed()
+            parts = (times.to_device_ms, times.compute_ms, times.to_host_ms)
+            samples[shares].append(sum(part for part in parts if part is not None))
+    return sharing if median(samples[True]) < median(samples[False]) else copying

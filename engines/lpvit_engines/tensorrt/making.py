@@ -1,0 +1,179 @@
+"""From a portable ONNX file to a plan with its manifest: prove each sparse layer, then build."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import EngineError
+from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt.build import Built, build, deserialized
+from lpvit_engines.tensorrt.device import OpenDevice
+from lpvit_engines.tensorrt.library import load_tensorrt
+from lpvit_engines.tensorrt.log import Log, make_logger
+from lpvit_engines.tensorrt.onnx_copy import sparse_layers, tensorrt_copy
+from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
+from lpvit_engines.tensorrt.progress import OnStep
+from lpvit_engines.tensorrt.session import Session
+from lpvit_engines.tensorrt.sparsity import LayerProof, confirm
+from lpvit_engines.tensorrt.trials import prove
+
+
+def make_plan(
+    onnx_path: Path,
+    device: OpenDevice,
+    *,
+    proven: bool,
+    on_step: OnStep | None = None,
+    cache: Path | None = None,
+) -> PlanManifest:
+    """Build the plan of an ONNX file and write both files beside it.
+
+    With `proven` every sparse layer is first timed against its dense twin, and one that does not
+    win is built dense; without, TensorRT decides alone and the manifest says that nothing was
+    compared. An old plan is replaced only once the new one is whole.
+    """
+    onnx = require("onnx")
+    content = onnx_path.read_bytes()
+    try:
+        portable = onnx.load_from_string(content)
+    except Exception as error:
+        if type(error).__name__ != "DecodeError":  # protobuf's, whose module moves around
+            raise
+        raise EngineError(f"{onnx_path} is not an ONNX file: {error}") from error
+    maker = _Builder(device, on_step=on_step, cache=cache)
+    patterns = sparse_layers(portable)
+    proofs = [maker.prove(portable, name, form) for name, form in patterns.items() if proven]
+    losers = {proof.layer for proof in proofs if not proof.kept}
+    is_two_four = any(form == "2:4" and name not in losers for name, form in patterns.items())
+    built = maker.build(
+        tensorrt_copy(portable, dense=losers).SerializeToString(),
+        is_two_four,
+        weak=tensorrt_copy(portable, dense=losers, half=False).SerializeToString(),
+    )
+    manifest = _manifest(
+        content, built, maker.key, device, confirm(proofs, built.layers, built.sparsity)
+    )
+    if not proven:
+        manifest = msgspec.structs.replace(manifest, proofs=None)
+    plan_file.write(onnx_path, built.plan, manifest)
+    return manifest
+
+
+def _manifest(
+    content: bytes,
+    built: Built,
+    key: DeviceKey,
+    device: OpenDevice,
+    proofs: tuple[LayerProof, ...],
+) -> PlanManifest:
+    return PlanManifest(
+        kind=plan_file.KIND,
+        format=plan_file.FORMAT,
+        onnx_sha256=plan_file.sha256(content),
+        plan_sha256=plan_file.sha256(built.plan),
+        device=key,
+        cuda_driver=device.calls.driver_version(),
+        precision="float16",
+        strongly_typed=built.strongly_typed,
+        sparsity=built.sparsity,
+        memory_skips=built.memory_skips,
+        proofs=proofs,
+        layers=built.layers,
+    )
+
+
+class _Builder:
+    """Builds on one device with the same settings each time."""
+
+    def __init__(self, device: OpenDevice, *, on_step: OnStep | None, cache: Path | None) -> None:
+        self._device, self._on_step, self._cache = device, on_step, cache
+        version = str(load_tensorrt().__version__)
+        self.key = plan_file.device_key(device.calls, device.device, tensorrt=version)
+
+    def build(self, model: bytes, sparse_weights: bool, *, weak: bytes | None = None) -> Built:
+        key = self.key
+        return build(
+            model,
+            sparse_weights=sparse_weights,
+            free_bytes=self._device.calls.free_bytes(),
+            device=f"{key.gpu}-{key.compute_capability}-{key.multiprocessors}",
+            weak=weak,
+            on_step=self._on_step,
+            cache=self._cache,
+        )
+
+    def prove(self, portable: Any, layer: str, pattern: str) -> LayerProof:
+        return prove(portable, layer, pattern, build_one=self.build, open_one=self.open)
+
+    def open(self, built: Built) -> "LoadedPlan":
+        return LoadedPlan(load_tensorrt(), self._device, built.plan)
+
+
+class LoadedPlan:
+    """An engine with its session. TensorRT's objects are let go in the reverse order."""
+
+    def __init__(
+        self, trt: Any, device: OpenDevice, plan: bytes, *, zero_copy: bool = False
+    ) -> None:
+        self.log = Log()
+        self.logger = make_logger(trt, self.log)
+        self._runtime, engine = deserialized(trt, self.logger, plan, self.log)
+        self.engine: Any = engine
+        context = self._made_context()
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        inputs = frozenset(
+            name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        )
+        for name in names:
+            _refuse_tensor(trt, name, engine.get_tensor_dtype(name), shapes[name])
+        self.context: Any = context
+        self.session = Session(
+            device.calls, context, shapes=shapes, inputs=inputs, log=self.log, zero_copy=zero_copy
+        )
+
+    def _made_context(self) -> Any:
+        engine = self.engine
+        context = engine.create_execution_context()
+        if context is None:
+            raise self.log.failure(
+                "TensorRT made no execution context", "free memory on the device and load it again"
+            )
+        return context
+
+    def new_context(self) -> Any:
+        """Another execution context on the session's buffers, for a profiler of its own."""
+        context = self._made_context()
+        for tensor in (*self.session.inputs, *self.session.outputs):
+            if not context.set_tensor_address(tensor.name, tensor.device):
+                raise self.log.failure(
+                    f"TensorRT refused the address of {tensor.name}", "report it"
+                )
+        return context
+
+    def close(self) -> None:
+        """Give back the session, then TensorRT's objects, the context before its engine."""
+        self.session.close()
+        self.context = self.engine = self._runtime = None
+
+    def __enter__(self) -> Session:
+        return self.session
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _refuse_tensor(trt: Any, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
+    if dtype != trt.DataType.FLOAT or any(size < 1 for size in shape):
+        raise EngineError(
+            f"tensor {name} of the engine is {dtype} of shape {shape}; this runtime takes float32 "
+            "of fixed shape: build the engine with lpvit build"
+        )

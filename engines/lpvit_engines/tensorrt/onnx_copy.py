@@ -1,0 +1,270 @@
+"""The copy of the portable ONNX file that TensorRT reads.
+
+It differs in five ways. Opset 17, the newest on which ViTs were seen to work on TensorRT 10.3.
+Tensors are float16 (TensorRT 11 takes its precision from the file alone), LayerNormalization runs
+in float32 between casts. Gelu is spelled out, which TensorRT fuses. Sparse nodes carry weights
+packed for the kernel. The function body of the sparse node is left out, because TensorRT 10.3 would
+prefer it to the plugin. Inputs and outputs of the model stay float32.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lpvit_edge.deps import require
+from lpvit_edge.errors import EngineError
+from lpvit_engines.cuda.packing import pack
+from lpvit_engines.tensorrt.graph import Graph
+from lpvit_engines.tensorrt.half_copy import to_half
+from lpvit_engines.tensorrt.operators import SUPPORTED
+
+DOMAIN, OP, PLUGIN_VERSION = "lpvit", "BlockSparseLinear", "1"
+OPSET = 17
+IR_VERSION = 8
+_OLDEST_OPSET, _NEWEST_OPSET = 17, 20
+# The smallest normal float16: one of them where a 2:4 group has a zero makes a weight dense for
+# TensorRT and changes the layer by less than its rounding.
+_NOT_ZERO = np.float32(2.0**-14)
+
+
+def tensorrt_copy(portable: Any, *, dense: Collection[str] = (), half: bool = True) -> Any:
+    """The TensorRT copy of a portable ModelProto, which is left as it is.
+
+    Layers named in `dense` lose their sparse form: a sparse node becomes a product with the whole
+    weight, a 2:4 weight is no longer recognized as one. Raises EngineError for an operator or a
+    block that TensorRT cannot run.
+    """
+    onnx = require("onnx")
+    model = onnx.ModelProto()
+    model.CopyFrom(portable)
+    _refuse_opset(model)
+    del model.functions[:]
+    graph = Graph(model)
+    graph.rewrite(lambda node: _sparse_node(graph, node, dense))
+    for layer in dense:
+        break_two_four(graph, layer)
+    graph.rewrite(lambda node: _lowered(graph, node))
+    graph.drop_unused()
+    if half:
+        to_half(model)
+    _finish(model)
+    refuse_unsupported(model)
+    return model
+
+
+def _refuse_opset(model: Any) -> None:
+    found = {x.domain: x.version for x in model.opset_import}
+    version = found.get("", found.get("ai.onnx", 0))
+    if not _OLDEST_OPSET <= version <= _NEWEST_OPSET:
+        raise EngineError(
+            f"the ONNX file has opset {version}; the TensorRT engine reads {_OLDEST_OPSET} to "
+            f"{_NEWEST_OPSET}: export it with lpvit build"
+        )
+
+
+def _finish(model: Any) -> None:
+    helper = require("onnx.helper")
+    has_plugin = any(node.domain == DOMAIN for node in model.graph.node)
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", OPSET))
+    if has_plugin:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    model.ir_version = IR_VERSION
+    del model.graph.value_info[:]  # their types are the portable file's
+
+
+def refuse_unsupported(model: Any) -> None:
+    """Raise EngineError for an operator that TensorRT 10.3's ONNX parser does not have."""
+    ops = {node.op_type for node in model.graph.node if node.domain != DOMAIN}
+    unknown = sorted(ops - SUPPORTED)
+    if unknown:
+        raise EngineError(
+            f"TensorRT 10.3 has no operator {', '.join(unknown)}; rewrite that part of the model"
+        )
+
+
+def _sparse_node(graph: Graph, node: Any, dense: Collection[str]) -> list[Any] | None:
+    if node.domain != DOMAIN:
+        return None
+    helper = require("onnx.helper")
+    given = {x.name: helper.get_attribute_value(x) for x in node.attribute}
+    version = given.get("plugin_version", b"1").decode()
+    if node.op_type != OP or version != PLUGIN_VERSION:
+        raise EngineError(
+            f"node {node.name} is {DOMAIN}::{node.op_type} version {version}; this version knows "
+            f"{OP} version {PLUGIN_VERSION}: export the model again with this version"
+        )
+    x, values, row_ptr, col_idx, bias = _five_inputs(graph, node)
+    blocks, pointers, indices = (graph.arrays[name] for name in (values, row_ptr, col_idx))
+    activation = given["activation"].decode()
+    in_features = _in_features(graph, node, given)
+    if node.name in dense:
+        weight = dense_weight(blocks, pointers, indices, in_features=in_features)
+        w = graph.constant(f"{node.name}.dense", weight.T)
+        return _dense_nodes(graph, node, x, w, bias, activation)
+    packed = pack(blocks, pointers, indices, in_features=in_features)
+    names = [
+        graph.constant(f"{node.name}.panels", packed.values.view(np.float16)),
+        graph.constant(f"{node.name}.rows", packed.rows),
+        graph.constant(f"{node.name}.columns", packed.columns),
+    ]
+    attributes = {
+        "block_rows": packed.block_rows,
+        "block_cols": packed.block_cols,
+        "in_features": packed.in_features,
+        "out_features": packed.out_features,
+        "activation": activation,
+        "plugin_namespace": DOMAIN,
+        "plugin_version": PLUGIN_VERSION,
+    }
+    return [
+        helper.make_node(
+            OP, [x, *names, bias], list(node.output), name=node.name, domain=DOMAIN, **attributes
+        )
+    ]
+
+
+def _five_inputs(graph: Graph, node: Any) -> list[str]:
+    inputs = list(node.input)
+    if len(inputs) != 5 or any(name not in graph.arrays for name in inputs[1:]):
+        raise EngineError(
+            f"sparse node {node.name} must have X and four initializers, it has {inputs}; export "
+            "the model again with lpvit build"
+        )
+    return inputs
+
+
+def _in_features(graph: Graph, node: Any, given: dict[str, Any]) -> int:
+    """The input's width, from the shapes in the file: no attribute of the portable node has it."""
+    if "in_features" in given:
+        return int(given["in_features"])
+    for value in (*graph.graph.input, *graph.graph.value_info):
+        if value.name == node.input[0]:
+            width = value.type.tensor_type.shape.dim[-1].dim_value
+            if width > 0:
+                return int(width)
+    raise EngineError(
+        f"the ONNX file does not say how wide the input of sparse node {node.name} is; export the "
+        "model again with lpvit build"
+    )
+
+
+def dense_weight(
+    values: NDArray[Any], row_ptr: NDArray[Any], col_idx: NDArray[Any], *, in_features: int
+) -> NDArray[np.float32]:
+    """The whole weight (out_features, in_features) of a sparse node."""
+    _, rows, cols = values.shape
+    block_rows = len(row_ptr) - 1
+    grid = np.zeros((block_rows, in_features // cols, rows, cols), np.float32)
+    grid[np.repeat(np.arange(block_rows), np.diff(row_ptr)), col_idx] = values
+    return grid.transpose(0, 2, 1, 3).reshape(block_rows * rows, in_features)
+
+
+def _dense_nodes(graph: Graph, node: Any, x: str, w: str, bias: str, activation: str) -> list[Any]:
+    helper = require("onnx.helper")
+    out, name = node.output[0], node.name
+    linear = f"{name}.linear" if activation == "gelu" else out
+    nodes = [
+        helper.make_node("MatMul", [x, w], [f"{name}.product"], name=f"{name}/MatMul"),
+        helper.make_node("Add", [f"{name}.product", bias], [linear], name=f"{name}/Add"),
+    ]
+    if activation == "gelu":
+        nodes += _gelu(graph, linear, out, f"{name}/Gelu")
+    return nodes
+
+
+def _gelu(graph: Graph, x: str, out: str, name: str) -> list[Any]:
+    """x * 0.5 * (1 + erf(x / sqrt 2)), in the order that TensorRT recognizes."""
+    helper = require("onnx.helper")
+    numbers = {"lpvit_sqrt2": math.sqrt(2.0), "lpvit_one": 1.0, "lpvit_half": 0.5}
+    for constant, value in numbers.items():
+        if constant not in graph.arrays:
+            graph.constant(constant, np.array(value, np.float32))
+    steps = (
+        ("Div", [x, "lpvit_sqrt2"], f"{out}.scaled"),
+        ("Erf", [f"{out}.scaled"], f"{out}.erf"),
+        ("Add", [f"{out}.erf", "lpvit_one"], f"{out}.shifted"),
+        ("Mul", [x, f"{out}.shifted"], f"{out}.gated"),
+        ("Mul", [f"{out}.gated", "lpvit_half"], out),
+    )
+    return [
+        helper.make_node(op, inputs, [output], name=f"{name}.{index}")
+        for index, (op, inputs, output) in enumerate(steps)
+    ]
+
+
+def _lowered(graph: Graph, node: Any) -> list[Any] | None:
+    """A node of opset 18 to 20 as opset 17 has it."""
+    if node.domain:
+        return None
+    helper = require("onnx.helper")
+    given = {x.name: helper.get_attribute_value(x) for x in node.attribute}
+    if node.op_type == "Gelu":
+        if given.get("approximate", b"none") != b"none":
+            raise EngineError(
+                f"{node.name} is an approximate Gelu; export the model with exact ones"
+            )
+        return _gelu(graph, node.input[0], node.output[0], node.name)
+    if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) > 1:
+        axes = [int(i) for i in graph.arrays[node.input[1]].reshape(-1)]
+        return [
+            helper.make_node(
+                node.op_type, [node.input[0]], list(node.output), name=node.name, axes=axes,
+                keepdims=given.get("keepdims", 1),
+            )
+        ]  # fmt: skip
+    if node.op_type == "Pad" and len(node.input) > 3 and node.input[3]:
+        raise EngineError(f"{node.name} pads chosen axes, which opset 17 cannot; pad all of them")
+    if node.op_type == "Split" and "num_outputs" in given:
+        raise EngineError(f"{node.name} splits by count, which opset 17 cannot; split by sizes")
+    return None
+
+
+def break_two_four(graph: Graph, layer: str) -> None:
+    """Make a dense layer's weight fail the 2:4 test, in one group of four inputs."""
+    for node in graph.graph.node:
+        if node.op_type in ("MatMul", "Gemm") and node.name == f"{layer}/{node.op_type}":
+            name = next((x for x in node.input if x in graph.arrays), None)
+            if name is None:
+                continue
+            weight = graph.arrays[name].copy()
+            columns = weight.T if _inputs_last(node) else weight  # a view (in_features, out)
+            zeros = np.flatnonzero(columns[:4, 0] == 0)
+            columns[zeros, 0] = _NOT_ZERO
+            graph.replace(name, weight)
+
+
+def _inputs_last(node: Any) -> bool:
+    """Whether the weight is (out, in): a Gemm with transB."""
+    return any(x.name == "transB" and x.i for x in node.attribute)
+
+
+def is_two_four(weight: NDArray[Any]) -> bool:
+    """Whether each 4 neighbouring inputs of a weight (in_features, out_features) keep at most 2,
+    and the weight is not simply empty."""
+    inputs, outputs = weight.shape
+    if inputs % 4 or not weight.any():
+        return False
+    kept = (weight.reshape(inputs // 4, 4, outputs) != 0).sum(axis=1)
+    return bool((kept <= 2).all())
+
+
+def sparse_layers(portable: Any) -> dict[str, str]:
+    """Pattern by layer of a portable model: block nodes, and products whose weight is 2:4."""
+    graph = Graph(portable)
+    helper = require("onnx.helper")
+    found = {}
+    for node in portable.graph.node:
+        if node.domain == DOMAIN:
+            given = {x.name: helper.get_attribute_value(x) for x in node.attribute}
+            found[node.name] = f"{given['block_rows']}x{given['block_cols']}"
+        elif node.op_type in ("MatMul", "Gemm"):
+            weight = next((graph.arrays[x] for x in node.input if x in graph.arrays), None)
+            if weight is not None and weight.ndim == 2:
+                inputs_first = weight.T if _inputs_last(node) else weight
+                if is_two_four(inputs_first):
+                    found[node.name.removesuffix(f"/{node.op_type}")] = "2:4"
+    return found

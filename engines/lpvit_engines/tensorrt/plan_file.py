@@ -1,0 +1,138 @@
+"""The serialized engine on disk, with the manifest that says what it was built from, where, and
+what was proven about it.
+
+    model.onnx  model.plan  model.plan.json
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from lpvit_edge.errors import DeviceMismatchError, FileFormatError
+from lpvit_engines.cuda.calls import Calls
+from lpvit_engines.tensorrt.inspector import EngineLayer
+from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount
+
+KIND, FORMAT = "tensorrt-plan", 1
+
+
+class DeviceKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a serialized engine is tied to. All Orins call themselves "Orin", so the number of
+    multiprocessors and the memory tell a Nano from an AGX."""
+
+    gpu: str
+    compute_capability: str
+    multiprocessors: int
+    memory_gib: int
+    tensorrt: str
+
+
+class PlanManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Beside every plan."""
+
+    kind: str
+    format: int
+    onnx_sha256: str
+    plan_sha256: str
+    device: DeviceKey
+    cuda_driver: int  # 12060 is CUDA 12.6; recorded, not compared
+    precision: str
+    strongly_typed: bool
+    sparsity: SparsityCount
+    memory_skips: int
+    proofs: tuple[LayerProof, ...] | None  # None: built without comparing layers
+    layers: tuple[EngineLayer, ...]
+
+
+def device_key(calls: Calls, device: int, *, tensorrt: str) -> DeviceKey:
+    """This device and its TensorRT."""
+    major, minor = calls.compute_capability(device)
+    return DeviceKey(
+        gpu=calls.device_name(device),
+        compute_capability=f"{major}.{minor}",
+        multiprocessors=calls.multiprocessors(device),
+        memory_gib=round(calls.total_bytes(device) / 2**30),
+        tensorrt=tensorrt,
+    )
+
+
+def plan_path(onnx: Path) -> Path:
+    return onnx.with_suffix(".plan")
+
+
+def manifest_path(onnx: Path) -> Path:
+    return onnx.with_suffix(".plan.json")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write(onnx: Path, plan: bytes, manifest: PlanManifest) -> None:
+    """Both files, each whole or not at all; the manifest last, since it vouches for the plan."""
+    _write_atomic(plan_path(onnx), plan)
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    _write_atomic(manifest_path(onnx), text)
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(onnx: Path, here: DeviceKey) -> tuple[bytes, PlanManifest] | None:
+    """The plan of an ONNX file; None where there is none, or where the ONNX file has changed.
+
+    Raises DeviceMismatchError for a plan of another device or TensorRT, naming both sides, and
+    FileFormatError where plan and manifest do not belong together.
+    """
+    if not plan_path(onnx).is_file() or not manifest_path(onnx).is_file():
+        return None
+    manifest = read_manifest(manifest_path(onnx))
+    if manifest.onnx_sha256 != sha256(onnx.read_bytes()):
+        return None
+    refuse_other_device(manifest.device, here, path=plan_path(onnx))
+    plan = plan_path(onnx).read_bytes()
+    if sha256(plan) != manifest.plan_sha256:
+        raise FileFormatError(
+            f"{plan_path(onnx)} is not the plan that {manifest_path(onnx).name} describes; build "
+            "it again with lpvit build --engine tensorrt --rebuild"
+        )
+    return plan, manifest
+
+
+def read_manifest(path: Path) -> PlanManifest:
+    """Raises FileFormatError for anything but a manifest of this format."""
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=PlanManifest)
+    except msgspec.DecodeError as error:
+        raise FileFormatError(f"{path}: {error}; build the engine again") from error
+    if (manifest.kind, manifest.format) != (KIND, FORMAT):
+        raise FileFormatError(
+            f"{path}: {manifest.kind!r} of format {manifest.format}, this version reads {KIND!r}, "
+            f"format {FORMAT}; build the engine again"
+        )
+    return manifest
+
+
+def refuse_other_device(built: DeviceKey, here: DeviceKey, *, path: Path) -> None:
+    """Raise DeviceMismatchError with every difference: a plan runs where it was built."""
+    different = [
+        f"{field} is {getattr(built, field)} there and {getattr(here, field)} here"
+        for field in DeviceKey.__struct_fields__
+        if getattr(built, field) != getattr(here, field)
+    ]
+    if different:
+        raise DeviceMismatchError(
+            f"{path} was built for another device: {'; '.join(different)}. Build it here from the "
+            "ONNX file beside it: lpvit build --engine tensorrt --rebuild"
+        )
