@@ -202,17 +202,16 @@ def _onnxruntime() -> Finding:
 
 
 def _tensorrt(device: DeviceIdentity) -> Finding:
-    """Only its presence: no engine of this version runs on it."""
+    """Only its presence: whether it builds shows in `lpvit build --engine tensorrt`."""
     found = device.runtimes.get("tensorrt")
     if found:
-        found = f"{found} (no engine of this version runs on it)"
         return Finding(area="library", name="tensorrt", status="ok", found=found)
     return Finding(
         area="library",
         name="tensorrt",
         status="optional",
         found="absent",
-        remedy="nothing to do: no engine of this version runs on it",
+        remedy="on a Jetson: JetPack 6.1 or newer, and a venv with --system-site-packages",
     )
 
 

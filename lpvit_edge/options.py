@@ -78,7 +78,11 @@ Json: TypeAlias = Annotated[
 
 # Which patterns a device is asked for belongs to the device. On a processor one input column by 64
 # output rows runs as fast as 64 by 64 and costs almost no accuracy; GPU kernels need 16 columns.
-PATTERN_MENUS = {"openvino": ("64x1", "32x4", "64x16", "32x32"), "fake": ("64x1", "64x16")}
+PATTERN_MENUS = {
+    "openvino": ("64x1", "32x4", "64x16", "32x32"),
+    "fake": ("64x1", "64x16"),
+    "tensorrt": ("2:4", "64x16", "64x32"),
+}
 BY_ENGINE = "menu"  # what --patterns is when the engine's own menu is meant
 
 

@@ -290,4 +290,6 @@ def _cost_table(gemms: tuple[GemmCost, ...]) -> dict[tuple[_ShapeKey, str, float
 
 def engine_version(engine: str) -> str:
     """Version of the library behind an engine, or "builtin"."""
+    if engine == "tensorrt":
+        return str(require("tensorrt").__version__)
     return str(require("openvino").get_version()) if engine == "openvino" else "builtin"

@@ -244,6 +244,10 @@ def build(job: Job) -> Manifest:
     from lpvit_profilers.device import fingerprint, identify
 
     path = job.path("model.onnx")
+    if job.engine == "tensorrt":
+        from lpvit_edge.tensorrt_build import build_proven
+
+        build_proven(path)
     with load_engine(job.engine, path, threads=job.threads) as engine:
         kernels = engine.kernels()
         golden = golden_frames(job.calibration.paths, engine, job.model.preprocess)
@@ -253,7 +257,7 @@ def build(job: Job) -> Manifest:
         onnx_sha256=files.sha256_of(path),
         fingerprint=fingerprint(identify()),
         threads=job.threads,
-        precision="float32",
+        precision="float16" if job.engine == "tensorrt" else "float32",
         labels=job.model.labels or (),
         kernels=kernels,
     )

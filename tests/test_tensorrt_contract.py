@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tests.cuda.fake_driver import compile_fake_driver
-from tests.tensorrt import bindings
-from tests.tensorrt.uses import FORBIDDEN, forbidden, package_uses
+from tests.trt import bindings
+from tests.trt.uses import FORBIDDEN, forbidden, package_uses
 
 ROOT = Path(__file__).parents[1]
-CHECK = Path(__file__).with_name("tensorrt") / "check.py"
+CHECK = Path(__file__).with_name("trt") / "check.py"
 NUMPYS = ("1.26", "2")
 MATRIX = [(version, numpy) for version in bindings.BINDINGS for numpy in NUMPYS]
 

@@ -14,6 +14,7 @@ __all__ = ["Engine", "engine_names", "load_engine"]
 _ENGINES = {
     "fake": "lpvit_engines.fake:FakeEngine",
     "openvino": "lpvit_engines.openvino_engine:OpenVinoEngine",
+    "tensorrt": "lpvit_engines.tensorrt.engine:TensorRtEngine",
 }
 
 

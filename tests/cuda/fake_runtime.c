@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define cuDeviceGetAttribute attribute_of_the_kernels
 #include "fake_driver.c"
+#undef cuDeviceGetAttribute
 
 enum { MAX_LOG = 1 << 16 };
 char fake_log[MAX_LOG];
@@ -11,7 +13,7 @@ char fake_fails[64];     /* name of the call that fails */
 int fake_fails_with;     /* its CUresult */
 int fake_fails_after;    /* this many successes first */
 int fake_live;           /* handles and memory given out and not given back */
-int fake_integrated, fake_multiprocessors;
+int fake_integrated;
 void *fake_pointer_context;
 static void *current[16];
 static int depth;
@@ -35,6 +37,11 @@ static int note(const char *name, const char *arguments) {
 
 static void give(void **target) { *target = (void *)(next_handle += 0x10), fake_live++; }
 
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    if (attribute == 16) return *value = 8, 0;
+    if (attribute == 18) return *value = fake_integrated, 0;
+    return attribute_of_the_kernels(value, attribute, device);
+}
 int cuDeviceGet(int *device, int ordinal) { CALL("cuDeviceGet", "%d", ordinal); *device = 3; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { CALL("cuDeviceGetName", "%d", device); snprintf(name, (size_t)size, "Orin"); return 0; }
 int cuDeviceTotalMem_v2(size_t *size, int device) { CALL("cuDeviceTotalMem", "%d", device); *size = 8ull << 30; return 0; }

@@ -1,0 +1,66 @@
+"""Build a TensorRT engine with proof, and show what was proven."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from lpvit_edge.progress import say
+
+if TYPE_CHECKING:
+    from lpvit_engines.tensorrt.plan_file import PlanManifest
+
+
+def build_proven(onnx: Path) -> "PlanManifest":
+    """Build the plan beside an ONNX file, each sparse layer timed against its dense twin first.
+
+    TensorRT's phases show as bars on stderr, and so does the table of the layers.
+    """
+    from lpvit_engines.tensorrt.device import opened
+    from lpvit_engines.tensorrt.making import make_plan
+
+    with _bars() as bars, opened() as device, device.calls.current(device.context):
+        tasks: dict[str, TaskID] = {}
+
+        def on_step(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase[:34], total=total)
+            bars.update(tasks[phase], completed=done, total=total, visible=done < total)
+
+        manifest = make_plan(onnx, device, proven=True, on_step=on_step)
+    show(manifest)
+    return manifest
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def show(manifest: "PlanManifest", console: Console | None = None) -> None:
+    """Each sparse layer: pattern, both times, kernel, kept or reverted with the reason."""
+    from lpvit_engines.tensorrt.sparsity import table
+
+    console = console or Console(stderr=True)
+    proofs = manifest.proofs or ()
+    if proofs:
+        rows = Table(title="sparse layers against their dense twins", title_justify="left")
+        for name in ("layer", "pattern", "dense ms", "sparse ms", "kernel", "verdict"):
+            rows.add_column(name, overflow="fold")
+        for row in table(proofs):
+            rows.add_row(*row)
+        console.print(rows)
+    counted = manifest.sparsity
+    if counted.eligible is not None:
+        console.print(f"TensorRT: {counted.eligible} layers eligible, {counted.chosen} run sparse")
+    if manifest.memory_skips:
+        say(
+            f"{manifest.memory_skips} kernels were passed over for want of memory: close other "
+            "programs and build again, the engine may become faster"
+        )

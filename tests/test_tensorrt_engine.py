@@ -1,0 +1,434 @@
+"""The run time on a fake CUDA driver and a fake TensorRT: every driver call, in order, and every
+failure."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lpvit_edge.errors import (
+    DeviceMismatchError,
+    EngineError,
+    EnvironmentUnfitError,
+    LpvitEdgeError,
+)
+from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt.engine import TensorRtEngine
+from lpvit_engines.tensorrt.inspector import EngineLayer
+from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
+from lpvit_engines.tensorrt.sparsity import SparsityCount
+from tests.cuda.fake_driver import compile_fake_driver, state_of
+from tests.trt.fake_trt import fake_tensorrt
+
+SHAPES = {"x": (2, 3, 4, 4), "logits": (2, 5), "features": (2, 3)}
+ORIN = DeviceKey(
+    gpu="Orin", compute_capability="8.7", multiprocessors=8, memory_gib=8, tensorrt="10.3.0"
+)
+X_BYTES, LOGITS_BYTES, FEATURES_BYTES = 4 * 96, 4 * 10, 4 * 6
+
+
+def compute(arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    means = arrays["x"].mean(axis=(2, 3))
+    weight = np.arange(15, dtype=np.float32).reshape(3, 5)
+    return {"features": means, "logits": means @ weight}
+
+
+class Driver:
+    """The compiled fake and its knobs."""
+
+    def __init__(self, library: Path) -> None:
+        self.path = str(library)
+        loaded = ctypes.CDLL(self.path)
+        self._log = (ctypes.c_char * (1 << 16)).in_dll(loaded, "fake_log")
+        self._fails = (ctypes.c_char * 64).in_dll(loaded, "fake_fails")
+        self._with = ctypes.c_int.in_dll(loaded, "fake_fails_with")
+        self._after = ctypes.c_int.in_dll(loaded, "fake_fails_after")
+        self._live = ctypes.c_int.in_dll(loaded, "fake_live")
+        self.integrated = ctypes.c_int.in_dll(loaded, "fake_integrated")
+        self.pointer_context = ctypes.c_void_p.in_dll(loaded, "fake_pointer_context")
+        state_of(library)
+        self.integrated.value, self._live.value, self.pointer_context.value = 0, 0, None
+        self.fail("")
+        self.forget()
+
+    def fail(self, call: str, result: int = 0, after: int = 0) -> None:
+        self._fails.value, self._with.value, self._after.value = call.encode(), result, after
+
+    def forget(self) -> None:
+        self._log.value = b""
+
+    @property
+    def calls(self) -> list[str]:
+        return self._log.value.decode().splitlines()
+
+    @property
+    def names(self) -> list[str]:
+        return [call.partition("(")[0] for call in self.calls]
+
+    @property
+    def live(self) -> int:
+        return self._live.value
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_fake_driver(tmp_path_factory.mktemp("driver"), source="fake_runtime.c")
+
+
+@pytest.fixture
+def driver(library: Path) -> Driver:
+    return Driver(library)
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = fake_tensorrt(SHAPES, compute)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
+    return module
+
+
+def write_plan(
+    folder: Path, *, device: DeviceKey = ORIN, content: bytes = b"plan of a model"
+) -> Path:
+    onnx = folder / "model.onnx"
+    onnx.write_bytes(b"an ONNX file")
+    head = EngineLayer(
+        name="head + softmax",
+        kernel="sm80_gemm",
+        originals=("head/MatMul", "softmax"),
+        sparse=False,
+    )
+    manifest = PlanManifest(
+        kind=plan_file.KIND,
+        format=plan_file.FORMAT,
+        onnx_sha256=plan_file.sha256(onnx.read_bytes()),
+        plan_sha256=plan_file.sha256(content),
+        device=device,
+        cuda_driver=12060,
+        precision="float16",
+        strongly_typed=True,
+        sparsity=SparsityCount(eligible=0, chosen=0),
+        memory_skips=0,
+        proofs=(),
+        layers=(head,),
+    )
+    plan_file.write(onnx, content, manifest)
+    return onnx
+
+
+@pytest.fixture
+def engine(driver: Driver, trt: Any, tmp_path: Path) -> Iterator[TensorRtEngine]:
+    with TensorRtEngine(write_plan(tmp_path), library=driver.path) as loaded:
+        yield loaded
+
+
+def images(seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(SHAPES["x"]).astype(np.float32)
+
+
+def test_it_answers_by_name_and_gives_its_arrays_away(engine: TensorRtEngine, trt: Any) -> None:
+    trt.contexts[-1].compute = compute
+    engine._loaded.session._executable = None  # type: ignore[union-attr]  # a fake graph computes nothing
+    x = images()
+    found = engine.infer_all(x)
+    expected = compute({"x": x})
+    assert tuple(found) == engine.outputs == ("logits", "features")
+    assert found["logits"] == pytest.approx(expected["logits"], abs=1e-5)
+    assert np.array_equal(found["logits"], engine.infer(x))
+    kept = found["features"].copy()
+    engine.infer_all(x + 1)
+    assert np.array_equal(found["features"], kept)
+    assert engine.kernels() == {"head + softmax": "sm80_gemm"}
+
+
+def test_loading_captures_one_graph_after_a_warm_run(
+    driver: Driver, engine: TensorRtEngine, trt: Any
+) -> None:
+    names = driver.names
+    warm, begin = names.index("cuStreamSynchronize"), names.index("cuStreamBeginCapture")
+    assert warm < begin
+    assert names[begin : begin + 4] == [
+        "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy",
+    ]  # fmt: skip
+    stream = trt.contexts[0].streams
+    assert len(stream) == 2
+    assert len(set(stream)) == 1
+    assert f"cuStreamBeginCapture({stream[0]:#x}, 1)" in driver.calls
+    hosts = [call for call in driver.calls if call.startswith("cuMemHostAlloc")]
+    assert hosts == [f"cuMemHostAlloc({n}, 2)" for n in (X_BYTES, LOGITS_BYTES, FEATURES_BYTES)]
+
+
+def test_a_run_copies_launches_the_graph_copies_back_and_waits_once(
+    driver: Driver, engine: TensorRtEngine, trt: Any
+) -> None:
+    driver.forget()
+    engine.infer(images())
+    stream = trt.contexts[0].streams[0]
+    assert driver.calls[0] == "cuCtxPushCurrent(0xc0)"
+    assert driver.calls[1] == f"cuMemcpyHtoDAsync({X_BYTES}, {stream:#x})"
+    assert driver.calls[2].startswith("cuGraphLaunch(")
+    assert driver.calls[3:] == [
+        f"cuMemcpyDtoHAsync({LOGITS_BYTES}, {stream:#x})",
+        f"cuMemcpyDtoHAsync({FEATURES_BYTES}, {stream:#x})",
+        f"cuStreamSynchronize({stream:#x})",
+        "cuCtxPopCurrent()",
+    ]
+
+
+def test_event_times_say_how_they_were_taken(driver: Driver, engine: TensorRtEngine) -> None:
+    driver.forget()
+    (whole,) = engine.event_times(images(), runs=1)
+    assert whole.modes.cuda_graph
+    assert whole.modes.spin_wait
+    assert whole.modes.data_transfers
+    assert whole.to_device_ms is not None
+    order = [name for name in driver.names if name in ("cuEventRecord", "cuGraphLaunch")]
+    assert order[1:] == ["cuEventRecord"] * 2 + ["cuGraphLaunch"] + ["cuEventRecord"] * 2
+    (alone,) = engine.event_times(images(), runs=1, data_transfers=False)
+    assert (alone.to_device_ms, alone.to_host_ms) == (None, None)
+    assert not alone.modes.data_transfers
+
+
+def test_shared_memory_is_used_without_copies_where_it_is_faster(
+    driver: Driver, trt: Any, tmp_path: Path
+) -> None:
+    driver.integrated.value = 1
+    calls: list[bool] = []
+
+    def pick(copying: Any, sharing: Any) -> Any:
+        calls.append(sharing.session.zero_copy and not copying.session.zero_copy)
+        return sharing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lpvit_engines.tensorrt.engine._faster", pick)
+        engine = TensorRtEngine(write_plan(tmp_path), library=driver.path)
+    assert calls == [True]
+    driver.forget()
+    engine.infer(images())
+    assert not [name for name in driver.names if name.startswith("cuMemcpy")]
+    engine.close()
+    assert driver.live == 0
+
+
+def test_a_graph_that_cannot_be_captured_is_done_without(
+    driver: Driver, trt: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.fail("cuStreamEndCapture", 901)
+    with TensorRtEngine(write_plan(tmp_path), library=driver.path) as engine:
+        assert "runs without a CUDA graph" in caplog.text
+        x = images()
+        assert engine.infer(x) == pytest.approx(compute({"x": x})["logits"], abs=1e-5)
+        (times,) = engine.event_times(x, runs=1)
+        assert not times.modes.cuda_graph
+    assert driver.live == 0
+
+
+LOADING = [
+    "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuDeviceGetName",
+    "cuDeviceTotalMem", "cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemAlloc",
+    "cuStreamSynchronize",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", LOADING)
+def test_a_failure_while_loading_is_in_words_and_leaks_nothing(
+    driver: Driver, trt: Any, tmp_path: Path, call: str
+) -> None:
+    onnx = write_plan(tmp_path)
+    TensorRtEngine(onnx, library=driver.path).close()
+    loading = driver.names[: driver.names.index("cuGraphDestroy")].count(call)
+    assert loading
+    for successes in range(loading):
+        driver.fail(call, 2, successes)
+        words = r"answered CUresult 2: out of device memory. To do: free"
+        with pytest.raises(EngineError, match=words):
+            TensorRtEngine(onnx, library=driver.path)
+        assert driver.live == 0
+
+
+@pytest.mark.parametrize(
+    "call", ["cuCtxPushCurrent", "cuMemcpyHtoDAsync", "cuGraphLaunch", "cuMemcpyDtoHAsync",
+             "cuStreamSynchronize"]
+)  # fmt: skip
+def test_a_failure_while_running_is_in_words_and_closing_still_frees_all(
+    driver: Driver, engine: TensorRtEngine, call: str
+) -> None:
+    driver.fail(call, 719)
+    with pytest.raises(
+        LpvitEdgeError, match=r"719: a kernel that failed on the device. To do: res"
+    ):
+        engine.infer(images())
+    driver.fail("")
+    assert engine.infer(images()).shape == (2, 5)
+    engine.close()
+    assert driver.live == 0
+
+
+def test_a_lost_device_does_not_keep_the_engine_from_closing(
+    driver: Driver, engine: TensorRtEngine
+) -> None:
+    driver.fail("cuMemFree", 719)
+    engine.close()
+    driver.fail("")
+    assert "cuDevicePrimaryCtxRelease" in driver.names
+
+
+@pytest.mark.parametrize(("what", "words"), [("bind", "refused the address"), ("run", "not run")])
+def test_tensorrts_false_is_an_error(
+    driver: Driver, trt: Any, tmp_path: Path, what: str, words: str
+) -> None:
+    original = trt.Runtime(None).deserialize_cuda_engine(b"plan").create_execution_context
+
+    def failing() -> Any:
+        context = original()
+        context.fails = what
+        return context
+
+    trt.Runtime(None).deserialize_cuda_engine(b"plan").create_execution_context = failing
+    with pytest.raises(EngineError, match=words):
+        TensorRtEngine(write_plan(tmp_path), library=driver.path)
+    assert driver.live == 0
+
+
+class OnDevice:
+    """What pycuda.gpuarray, CuPy and torch have in common."""
+
+    def __init__(self, array: NDArray[Any], **changes: Any) -> None:
+        self.array = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape, "typestr": array.dtype.str, "version": 3, "strides": None,
+            "data": (array.ctypes.data, False), "stream": None, **changes,
+        }  # fmt: skip
+
+
+def results(**changes: Any) -> dict[str, OnDevice]:
+    return {
+        name: OnDevice(np.zeros(SHAPES[name], np.float32), **changes)
+        for name in ("logits", "features")
+    }
+
+
+def test_arrays_on_the_device_go_in_and_out_without_a_copy_on_the_callers_stream(
+    driver: Driver, engine: TensorRtEngine, trt: Any
+) -> None:
+    x, out = images(), results()
+    before = dict(trt.contexts[0].addresses)
+    driver.forget()
+    engine.infer_into(OnDevice(x), out, stream=0x55)
+    assert trt.contexts[0].streams[-1] == 0x55
+    assert out["logits"].array == pytest.approx(compute({"x": x})["logits"], abs=1e-5)
+    assert not [n for n in driver.names if n.startswith(("cuMemcpy", "cuStreamSync", "cuMemAlloc"))]
+    assert trt.contexts[0].addresses == before  # the engine's own, for the next infer()
+
+
+def test_the_stream_that_makes_an_array_is_waited_for(
+    driver: Driver, engine: TensorRtEngine
+) -> None:
+    driver.forget()
+    engine.infer_into(OnDevice(images(), stream=0x66), results(), stream=0x55)
+    recorded = next(c for c in driver.calls if c.startswith("cuEventRecord"))
+    waited = next(c for c in driver.calls if c.startswith("cuStreamWaitEvent"))
+    assert recorded.endswith(", 0x66)")
+    assert waited.startswith("cuStreamWaitEvent(0x55, ")
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (images(), "without __cuda_array_interface__"),
+        (OnDevice(images().astype(np.float64)), "is <f8 of shape"),
+        (OnDevice(images()[:1]), r"wants float32 \(<f4\) of shape \(2, 3, 4, 4\)"),
+        (OnDevice(images(), strides=(4, 4, 4, 4)), "is not contiguous"),
+    ],
+)
+def test_an_array_that_would_need_a_copy_is_refused(
+    engine: TensorRtEngine, x: Any, words: str
+) -> None:
+    with pytest.raises(EngineError, match=words):
+        engine.infer_into(x, results(), stream=0)
+
+
+def test_an_array_of_another_context_is_refused_with_the_remedy(
+    driver: Driver, engine: TensorRtEngine
+) -> None:
+    driver.pointer_context.value = 0xBAD
+    with pytest.raises(EngineError, match=r"another CUDA context .* import pycuda\.autoprimaryctx"):
+        engine.infer_into(OnDevice(images()), results(), stream=0)
+
+
+def test_read_only_results_are_refused(engine: TensorRtEngine) -> None:
+    out = results()
+    out["logits"] = OnDevice(np.zeros((2, 5), np.float32), data=(0x1000, True))
+    with pytest.raises(EngineError, match="logits is read-only"):
+        engine.infer_into(OnDevice(images()), out, stream=0)
+
+
+def test_layer_times_come_from_a_context_of_their_own(
+    engine: TensorRtEngine, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (group,) = engine.layer_times(("head", "softmax", "fc1"), runs=3)
+    assert group.median_ms == 0.25
+    assert group.layers == ("head", "softmax")
+    assert group.is_fused
+    assert len(trt.contexts) == 2
+    assert trt.contexts[0].profiler is None
+
+
+def test_a_plan_of_another_device_is_refused_with_both_sides(
+    driver: Driver, trt: Any, tmp_path: Path
+) -> None:
+    other = DeviceKey(
+        gpu="Orin", compute_capability="8.7", multiprocessors=16, memory_gib=8, tensorrt="10.16.2"
+    )
+    with pytest.raises(DeviceMismatchError) as caught:
+        TensorRtEngine(write_plan(tmp_path, device=other), library=driver.path)
+    assert caught.value.exit_code == 7
+    assert "multiprocessors is 16 there and 8 here" in str(caught.value)
+    assert "tensorrt is 10.16.2 there and 10.3.0 here" in str(caught.value)
+    assert driver.live == 0
+
+
+def test_a_plan_that_was_changed_or_cannot_be_loaded_is_refused(
+    driver: Driver, trt: Any, tmp_path: Path
+) -> None:
+    onnx = write_plan(tmp_path, content=b"broken")
+    with pytest.raises(EngineError, match="TensorRT cannot load the engine"):
+        TensorRtEngine(onnx, library=driver.path)
+    plan_file.plan_path(onnx).write_bytes(b"plan of somebody")
+    with pytest.raises(LpvitEdgeError, match=r"is not the plan that model\.plan\.json describes"):
+        TensorRtEngine(onnx, library=driver.path)
+    onnx.write_bytes(b"another model")
+    assert plan_file.read(onnx, ORIN) is None  # stale, to be built again
+    assert driver.live == 0
+
+
+def test_the_engine_keeps_to_the_contract_of_engines(engine: TensorRtEngine) -> None:
+    with pytest.raises(EngineError, match=r"the input has shape \(7,\); this model was compiled"):
+        engine.infer(np.zeros(7, np.float32))
+    with pytest.raises(EngineError, match="the input is float64; convert it"):
+        engine.infer(np.zeros(SHAPES["x"]))  # type: ignore[arg-type]
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="this engine is closed"):
+        engine.infer(images())
+    with pytest.raises(EngineError, match=r"no model file .*absent\.onnx"):
+        TensorRtEngine(Path("absent.onnx"))
+
+
+def test_without_a_driver_the_machine_is_named_unfit(trt: Any, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match="need an NVIDIA driver"):
+        TensorRtEngine(write_plan(tmp_path), library="libcuda-absent.so.1")
+
+
+def test_an_old_tensorrt_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    old: Any = SimpleNamespace(__version__="8.6.2")
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(EnvironmentUnfitError, match=r"TensorRT 8\.6\.2 is too old"):
+        TensorRtEngine(write_plan(tmp_path))
