@@ -10,6 +10,7 @@ import re
 import struct
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,8 @@ def numpy_is_judged(trt: Any) -> str:
 def main() -> None:
     given = json.load(sys.stdin)
     import numpy
-    import tensorrt
 
-    trt: Any = tensorrt
+    trt: Any = import_module("tensorrt")
 
     judged = numpy_is_judged(trt)
     problems = [
