@@ -205,6 +205,7 @@ def _tensorrt(device: DeviceIdentity) -> Finding:
     """Only its presence: whether it builds shows in `lpvit build --engine tensorrt`."""
     found = device.runtimes.get("tensorrt")
     if found:
+        found = f"{found} (our engine for it has not run on a device yet)"
         return Finding(area="library", name="tensorrt", status="ok", found=found)
     return Finding(
         area="library",

@@ -239,7 +239,7 @@ def test_tensorrt_alone_does_not_make_a_machine_fit(
     monkeypatch.setattr(doctor_module, "installed", lambda _: None)
     report = examine(root=tmp_path)
     found = {f.name: f.found for f in report.findings}
-    assert found["tensorrt"] == "10.3.0.30 (no engine of this version runs on it)"
+    assert found["tensorrt"] == "10.3.0.30 (our engine for it has not run on a device yet)"
     assert not report.is_fit
 
 
