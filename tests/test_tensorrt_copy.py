@@ -176,6 +176,10 @@ def test_a_layer_reverted_to_dense_computes_the_same(
     )
 
 
+def product(model: Any) -> Any:
+    return next(node for node in model.graph.node if node.op_type == "MatMul")
+
+
 def two_four_weight() -> NDArray[np.float32]:
     weight = np.random.default_rng(2).standard_normal((128, 64)).astype(np.float32)
     weight.reshape(128, 16, 4)[:, :, [1, 3]] = 0
@@ -193,7 +197,7 @@ def test_two_four_layers_are_found_stay_plain_products_and_keep_their_zeros() ->
 
 def test_a_two_four_layer_reverted_is_no_longer_two_four_and_barely_changes() -> None:
     portable = layer(two_four_weight(), activation="none")
-    portable.graph.node[0].name = "layer0/MatMul"  # as an exported model names it
+    product(portable).name = "layer0/MatMul"  # as an exported model names it
     copy = tensorrt_copy(portable, dense=("layer0",))
     assert sparse_layers(copy) == {}
     x = images(portable)
@@ -238,7 +242,7 @@ def test_a_layer_alone_is_cut_out_with_its_weights(
     matrix: Callable[..., BlockSparseMatrix],
 ) -> None:
     portable = onnx.shape_inference.infer_shapes(layer(two_four_weight()))
-    portable.graph.node[0].name = "layer0/MatMul"
+    product(portable).name = "layer0/MatMul"
     alone = layer_model(portable, "layer0")
     assert [node.op_type for node in alone.graph.node] == ["MatMul"]
     assert sparse_layers(alone) == {"layer0": "2:4"}

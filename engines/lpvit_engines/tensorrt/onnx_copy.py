@@ -37,9 +37,8 @@ def tensorrt_copy(portable: Any, *, dense: Collection[str] = (), half: bool = Tr
     weight, a 2:4 weight is no longer recognized as one. Raises EngineError for an operator or a
     block that TensorRT cannot run.
     """
-    onnx = require("onnx")
-    model = onnx.ModelProto()
-    model.CopyFrom(portable)
+    # Files made for timing carry no shapes, and packing needs the width of a sparse node's input.
+    model = require("onnx.shape_inference").infer_shapes(portable)
     _refuse_opset(model)
     del model.functions[:]
     graph = Graph(model)
