@@ -104,8 +104,8 @@ def read(onnx: Path, here: DeviceKey) -> tuple[bytes, PlanManifest] | None:
     plan = plan_path(onnx).read_bytes()
     if sha256(plan) != manifest.plan_sha256:
         raise FileFormatError(
-            f"{plan_path(onnx)} is not the plan that {manifest_path(onnx).name} describes; build "
-            "it again with lpvit build --engine tensorrt --rebuild"
+            f"{plan_path(onnx)} is not the plan that {manifest_path(onnx).name} describes; delete "
+            "it and build again with lpvit build --engine tensorrt"
         )
     return plan, manifest
 
@@ -133,6 +133,6 @@ def refuse_other_device(built: DeviceKey, here: DeviceKey, *, path: Path) -> Non
     ]
     if different:
         raise DeviceMismatchError(
-            f"{path} was built for another device: {'; '.join(different)}. Build it here from the "
-            "ONNX file beside it: lpvit build --engine tensorrt --rebuild"
+            f"{path} was built for another device: {'; '.join(different)}. Delete it here and "
+            "build from the ONNX file beside it: lpvit build --engine tensorrt"
         )
