@@ -275,7 +275,7 @@ def test_a_change_without_a_shape_is_unknown_content() -> None:
         ("[drift]\nyelow_at = 3.0", "unknown field `yelow_at`"),
         ("[drift]\nyellow_at = 1e9", "red needs at least as much evidence"),
         ("[drift", "rules.toml"),
-        ("[drift]\nshadow_share = 2.0", "shadow_share"),
+        ("[drift]\nwindow = 2", "window"),
     ],
 )
 def test_rules_that_say_nothing_sensible_are_refused(

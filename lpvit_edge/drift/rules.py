@@ -4,8 +4,6 @@
 yellow_at = 1e5        # frames between false yellow alarms, in the mean, at least
 red_at = 1e7
 sample = 50            # frames kept for labelling at each alarm
-red_agreement = 0.9    # red when the dense engine agrees with fewer of the last frames
-shadow_share = 0.01    # of the frames go to the dense engine too
 fall_back = true       # red: run the denser bundle, where there is one
 retrain_request = true # red: write retrain.json beside the sample
 """
@@ -19,7 +17,6 @@ from lpvit_edge.deps import require
 from lpvit_edge.errors import UnknownOptionError
 
 _Frames = Annotated[float, msgspec.Meta(gt=1, le=1e15)]
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,9 +33,6 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     window: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 1024
     hold: Annotated[int, msgspec.Meta(ge=1)] = 2000
     sample: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
-    shadow_share: _Share = 0.01
-    red_agreement: _Share = 0.9
-    agreement_window: Annotated[int, msgspec.Meta(ge=10, le=100_000)] = 200
     fall_back: bool = True
     retrain_request: bool = True
 
