@@ -1,11 +1,13 @@
 # make demo: the main job on the example's trained model, leaves runs/demo/report.html
-# make line: that engine for a minute behind a synthetic camera, verdicts and images in runs/line
+# make line: that engine for a minute (SECONDS=600: ten) behind a synthetic camera, with its page on
+#   http://127.0.0.1:9310, verdicts and images in runs/line
 # make test: lint, types and tests
 # Both set up .venv by themselves. PYTHON chooses the interpreter (3.10 to 3.13).
 
 PYTHON ?= python3
 BIN := .venv/bin
 DATA := data/factory_line
+SECONDS ?= 60
 SOURCES := $(wildcard hatch_build.py engines/native/*)
 
 .PHONY: demo line test lint check setup clean
@@ -30,7 +32,7 @@ demo: setup $(DATA)/.ready
 	$(BIN)/lpvit optimize examples/factory_line/model.toml --target-latency 0.6x --out runs/demo --overwrite || [ $$? -eq 4 ]
 
 line: setup
-	$(BIN)/lpvit run runs/demo --source synthetic:examples/factory_line/camera.py:frame@30 --policy triggered --deadline-ms 200 --state runs/line --sink jsonl:runs/line/verdicts.jsonl --sink evidence:runs/line/evidence --health 127.0.0.1:8081 --seconds 60
+	$(BIN)/lpvit run runs/demo --source synthetic:examples/factory_line/camera.py:frame@30 --policy triggered --deadline-ms 200 --state runs/line --sink jsonl:runs/line/verdicts.jsonl --sink evidence:runs/line/evidence --health 127.0.0.1:8081 --dashboard 127.0.0.1:9310 --seconds $(SECONDS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -41,6 +41,9 @@ def run(
         str | None, typer.Option(help="Folder of the journal (default line_state).")
     ] = None,
     health: Annotated[str | None, typer.Option(help="host:port of /healthz and /readyz.")] = None,
+    dashboard: Annotated[
+        str | None, typer.Option(help="host:port of the page with power, verdicts and drift.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
     other_device: Annotated[
         bool, typer.Option("--other-device", help="Run a bundle that was built elsewhere.")
@@ -53,7 +56,9 @@ def run(
     --policy triggered --deadline-ms 100 --sink jsonl:line_state/verdicts.jsonl
     """
     from lpvit_edge.bundle import open_bundle, refuse_other_device
+    from lpvit_edge.dashboard_cli import announce, page_token
     from lpvit_edge.line.line import Line, locked
+    from lpvit_edge.line.watched import watched
 
     settings = _config(
         config, source=source, sinks=sink, policy=policy, deadline_ms=deadline_ms, accept=accept,
@@ -62,8 +67,14 @@ def run(
     opened = open_bundle(bundle)
     if not other_device:
         refuse_other_device(opened)
-    with locked(Path(settings.state)):
-        line = Line(opened, settings)
+    token = None if dashboard is None else page_token(dashboard, None)
+    with (
+        locked(Path(settings.state)),
+        watched(opened, settings, bind=dashboard, token=token) as hub,
+    ):
+        if hub is not None:
+            announce(f"http://{dashboard}", token)
+        line = Line(opened, settings, hub=hub)
         try:
             _serve(line, seconds)
         finally:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from lpvit_edge.deps import require
+from lpvit_edge.drift.rules import Rules
 from lpvit_edge.errors import FileFormatError, UnknownOptionError
 from lpvit_edge.line.policy import Policy
 from lpvit_edge.line.redact import redacted
@@ -110,6 +111,7 @@ class LineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     health: str | None = None  # host:port of /healthz and /readyz
     engine: str | None = None  # None: the one that the bundle was built with
     threads: int | None = None
+    drift: Rules = Rules()  # used where a page shows the line and the bundle has a reference
 
 
 ConfigT = TypeVar("ConfigT")

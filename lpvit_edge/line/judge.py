@@ -1,5 +1,7 @@
 """The one thread that runs the engine: a frame in, a verdict out, whatever happens."""
 
+import statistics
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from lpvit_engines import Engine
 
 RELOAD_AFTER = 3  # engine errors in a row
+# The median duration of the frames judged last says how long the next one takes.
+_REMEMBERED, _NEEDED = 9, 3
 
 
 class Judge:
@@ -48,6 +52,7 @@ class Judge:
         self._clock = clock
         self._engine: Engine | None = None
         self._errors = 0
+        self._durations_ms: deque[float] = deque(maxlen=_REMEMBERED)
         self.passed_ns: int | None = None  # when the engine last answered
 
     def warm_up(self, golden: tuple[tuple[GoldenFrame, bytes], ...]) -> Agreement:
@@ -71,8 +76,25 @@ class Judge:
         if frame.pixels is None:
             self._settlement.settle_safe(frame, frame.lost or "lost")
         elif self._settlement.is_open(frame.number):
-            self._judge(frame, frame.pixels)
+            if self._is_hopeless(frame):
+                self._settlement.settle_hopeless(frame)
+            else:
+                self._judge(frame, frame.pixels)
         return frame
+
+    def _is_hopeless(self, frame: Frame) -> bool:
+        """Whether the verdict would come after the deadline, by how long frames took lately.
+
+        Judging it all the same would make the parts behind it late too.
+        """
+        left_ms = self._settlement.left_ms(frame)
+        if left_ms is None or len(self._durations_ms) < _NEEDED:
+            return False
+        if left_ms >= statistics.median(self._durations_ms):
+            return False
+        # One disturbance must not condemn all that follow: memory fades while nothing is judged.
+        self._durations_ms.popleft()
+        return True
 
     def _judge(self, frame: Frame, pixels: "NDArray[np.uint8]") -> None:
         now = self._clock.monotonic_ns
@@ -86,6 +108,7 @@ class Judge:
             self._settlement.settle_safe(frame, f"engine error: {error}")
             return
         done_ns = now()
+        self._durations_ms.append((done_ns - taken_ns) / 1e6)
         logits = next(iter(outputs.values()))[0]
         found = judge(softmax(logits), self._bundle.labels, self._rule)
         record = FrameRecord(

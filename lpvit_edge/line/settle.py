@@ -112,6 +112,18 @@ class Settlement:
         )
         return self.settle(record, frame.pixels)
 
+    def left_ms(self, frame: Frame) -> float | None:
+        """Until the part's deadline; None where there is none."""
+        if self._deadline_ms is None:
+            return None
+        return self._deadline_ms - (self._clock.monotonic_ns() - frame.captured_ns) / 1e6
+
+    def settle_hopeless(self, frame: Frame) -> None:
+        """The safe verdict for a part that could not be judged before its deadline."""
+        reason = f"could not be judged within {self._deadline_ms:g} ms any more"
+        if self.settle_safe(frame, reason):
+            self.counts.late += 1
+
     def settle_late(self) -> float | None:
         """Give every part whose deadline passed the safe verdict; seconds until the next one."""
         if self._deadline_ms is None:
