@@ -26,6 +26,10 @@ class Built:
     memory_skips: int  # kernels passed over for want of memory
 
 
+class _ParserRefusedError(EngineError):
+    """What alone may be tried again weakly typed; memory and overflow are not the parser's."""
+
+
 def build(
     onnx_bytes: bytes,
     *,
@@ -39,9 +43,9 @@ def build(
     """Build the engine of a TensorRT copy on the device at hand.
 
     `free_bytes` is the memory that is free there, `device` names it for the timing cache, `weak` is
-    the copy in float32: on TensorRT 10.3, whose strongly typed parser was young, a copy that is
-    refused strongly typed is built from it with the float16 flag instead. Needs a current CUDA
-    context. Raises EngineError in TensorRT's own words.
+    the copy in float32: on TensorRT 10.3, whose strongly typed parser was young, a copy that the
+    parser refuses strongly typed is built from it with the float16 flag instead. Needs a current
+    CUDA context. Raises EngineError in TensorRT's own words.
     """
     from lpvit_engines.tensorrt.plugin import register
 
@@ -54,7 +58,7 @@ def build(
     )
     try:
         return _build(trt, onnx_bytes, options, strongly_typed=True)
-    except EngineError:
+    except _ParserRefusedError:
         if weak is None or version_of(trt) != (10, 3):
             raise
     return _build(trt, weak, options, strongly_typed=False)
@@ -110,9 +114,10 @@ def parsed(
         problems = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
         for problem in problems:
             log.add("ERROR", problem)
-        raise log.failure(
+        failure = log.failure(
             "TensorRT's parser refused the model", "export it again with lpvit build, or report it"
         )
+        raise _ParserRefusedError(str(failure))
     return network
 
 

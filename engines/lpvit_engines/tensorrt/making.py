@@ -39,9 +39,7 @@ def make_plan(
     content = onnx_path.read_bytes()
     try:
         portable = onnx.load_from_string(content)
-    except Exception as error:
-        if type(error).__name__ != "DecodeError":  # protobuf's, whose module moves around
-            raise
+    except require("google.protobuf.message").DecodeError as error:
         raise EngineError(f"{onnx_path} is not an ONNX file: {error}") from error
     maker = _Builder(device, on_step=on_step, cache=cache)
     patterns = sparse_layers(portable)
