@@ -71,7 +71,7 @@ def least(costs: Costs, constraints: Constraints) -> Picks | None:
         if picks is None:
             return None
         total = sum(layer[pick] for layer, pick in zip(costs, picks, strict=True))
-        if abs(total) > 0.01 * scale or abs(total) <= 1e-12 * _largest(costs):
+        if abs(total) > 0.01 * scale or abs(total) <= 1e-15 * _largest(costs):
             return picks
         scale = abs(total)
 

@@ -96,6 +96,11 @@ def problems(draw: st.DrawFn) -> tuple[Options, list[Constraint]]:
     return options, built
 
 
+def test_milp_tells_a_tiny_distortion_from_none_beside_a_huge_one() -> None:
+    options = (tuple(option("64x1", 0.25, 0.0, d) for d in (0.0, 1e3, 1.0, 1e-9)),)
+    assert by_milp(options, [Constraint(name="0", costs=((0.0,) * 4,), limit=0.0)]) == (0,)
+
+
 @settings(max_examples=150, deadline=None)
 @given(problems())
 def test_milp_equals_brute_force_under_any_constraints(

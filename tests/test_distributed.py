@@ -64,7 +64,8 @@ def test_the_curves_are_the_same(folders: tuple[Path, Path]) -> None:
     assert (one.images, one.images_sha256) == (two.images, two.images_sha256)
     for a, b in zip(one.curves, two.curves, strict=True):
         assert (a.layer, a.pattern, a.criterion) == (b.layer, b.pattern, b.criterion)
-        assert b.distortion == pytest.approx(a.distortion, rel=1e-4, abs=1e-12)
+        # Sums are added in another order, and the elimination in float32 enlarges that.
+        assert b.distortion == pytest.approx(a.distortion, rel=2e-3, abs=1e-9)
 
 
 def test_the_pruned_weights_are_the_same(folders: tuple[Path, Path]) -> None:

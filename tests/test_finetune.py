@@ -207,7 +207,7 @@ def test_the_export_takes_fine_tuned_weights_and_no_others(
     class ReachedError(Exception):
         pass
 
-    def reached(*_: object) -> None:
+    def reached(*_: object, **__: object) -> None:
         raise ReachedError
 
     monkeypatch.setattr("lpvit_edge.steps.export_model", reached)
