@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from lpvit_edge import profile as profiling
-from lpvit_edge.device_profile import _checked, _Partial, _reasons
+from lpvit_edge.device_profile import _Partial
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layer_networks import LayerForm, layer_forms, network
+from lpvit_edge.profile_doubts import reasons
+from lpvit_edge.profile_power import checked
 from lpvit_edge.records import GemmCost, LayerShape, ModelIdentity, PowerNote
 
 
@@ -220,25 +222,53 @@ def test_doubts_about_the_energies_are_in_the_profile() -> None:
     note = PowerNote(source="x", scope="module_input", quality="measured", reason=None)
     sensor: Any = (SimpleNamespace(was_suspect=True), None)
     with_energy = cost(SMALL, energy_mj=1.0)
-    found = _checked(note, (with_energy, cost(LARGE)), sensor)
+    found = checked(note, (with_energy, cost(LARGE)), sensor)
     assert found.quality == "suspect"
     assert found.reason is not None
     assert "no energy for 1 of 2 forms" in found.reason
-    assert _checked(note, (cost(LARGE),), sensor).quality == "unavailable"
-    assert _checked(note, (with_energy,), (SimpleNamespace(was_suspect=False), None)) == note  # type: ignore[arg-type]
+    assert checked(note, (cost(LARGE),), sensor).quality == "unavailable"
+    assert checked(note, (with_energy,), (SimpleNamespace(was_suspect=False), None)) == note  # type: ignore[arg-type]
+
+
+def said(*gemms: GemmCost, total: float = 1.0, **changes: Any) -> list[str]:
+    """The doubts about these forms and whole networks of which nothing else is known."""
+    networks: dict[str, Any] = {"rest_ms": 1.0, "factors": {"dense": 1.0, "64x1": 1.0}}
+    networks |= {"mixed_error": None, **changes}
+    return list(reasons(gemms, SimpleNamespace(**networks), drift=0.0, total=total))  # type: ignore[arg-type]
 
 
 def test_a_time_of_nothing_is_a_reason_to_distrust_the_profile() -> None:
     gemms = (cost(LARGE, latency_ms=0.0), cost(LARGE, "64x1", 1.0, latency_ms=0.0))
-    (lost, rest) = _reasons(gemms, drift=0.0, total=1.0, rest=0.0, mixed_error=0.0)
+    (lost, rest) = said(*gemms, rest_ms=0.0)
     assert lost.startswith("1 forms took no longer than no layer at all")
     assert rest.startswith("the emptied network took no longer than its empty layers")
-    assert not list(_reasons((cost(LARGE),), drift=0.0, total=1.0, rest=1.0, mixed_error=None))
+    assert not said(cost(LARGE))
+
+
+def test_parts_that_do_not_add_up_are_a_reason_to_distrust_the_profile() -> None:
+    assert not said(cost(LARGE), total=0.81) + said(cost(LARGE), total=1.24)
+    assert said(cost(LARGE), total=0.79)[0].startswith("the parts add up to 0.79 of the whole")
 
 
 def test_a_mixed_network_that_was_predicted_badly_is_a_reason_to_distrust_the_profile() -> None:
-    (off,) = _reasons((cost(LARGE),), drift=0.0, total=1.0, rest=1.0, mixed_error=-0.12)
+    (off,) = said(cost(LARGE), mixed_error=-0.12)
     assert off.startswith("a network of mixed forms was predicted -12% off")
+
+
+@pytest.mark.parametrize("k", [0.79, 1.6])
+def test_a_factor_far_from_one_is_a_doubt_that_names_the_pattern_and_the_value(k: float) -> None:
+    forms = (cost(LARGE), cost(LARGE, "64x1", 0.5))
+    (doubt,) = said(*forms, factors={"dense": 1.0, "64x1": k})
+    assert f"layers in 64x1 took {k:.2f} times in a network" in doubt
+    assert not said(*forms, factors={"dense": 0.8, "64x1": 1.25})
+
+
+def test_a_pattern_without_a_factor_does_not_pass_for_one_whose_factor_is_1() -> None:
+    forms = (cost(LARGE), cost(LARGE, "64x1", 0.5))
+    (doubt,) = said(*forms, factors={"dense": 1.0})
+    assert doubt.startswith("64x1 has no factor k")
+    # with no block left it has no network of its own, and needs none
+    assert not said(cost(LARGE), cost(LARGE, "64x1", 1.0), factors={"dense": 1.0})
 
 
 def test_costs_of_other_conditions_are_not_taken_over(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The power sensor of a device profile: which one, and what to say of the energies it gave."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lpvit_edge.records import GemmCost, PowerNote
+
+if TYPE_CHECKING:
+    from lpvit_profilers.base import SourceInfo
+    from lpvit_profilers.sampler import Sampler
+
+
+@contextmanager
+def sensor_of(
+    tdp_w: float | None,
+) -> "Iterator[tuple[tuple[Sampler, SourceInfo] | None, PowerNote]]":
+    """The best power sensor of this machine, sampling, or None; and what to say about it.
+
+    Only without a sensor, and only with a stated TDP, a model takes its place; its energies are
+    marked "estimated".
+    """
+    from lpvit_profilers.base import opened
+    from lpvit_profilers.detect import default_source, detect, why_none
+    from lpvit_profilers.estimate import EstimatedSource
+    from lpvit_profilers.sampler import Sampler
+
+    source = default_source()
+    if source is None and tdp_w is not None:
+        source = EstimatedSource(tdp_w=tdp_w)
+    if source is None:
+        reason = (
+            f"no power sensor can be read here ({why_none(detect())}); the profile carries latency "
+            "only"
+        )
+        yield None, PowerNote(source=None, scope=None, quality="unavailable", reason=reason)
+        return
+    with opened(source) as sensor, Sampler(sensor) as sampler:
+        info = sensor.info
+        note = PowerNote(source=info.name, scope=info.scope, quality=info.quality, reason=None)
+        yield (sampler, info), note
+
+
+def checked(
+    note: PowerNote, gemms: tuple[GemmCost, ...], sensor: "tuple[Sampler, SourceInfo] | None"
+) -> PowerNote:
+    """The note after the measurement: what the sensor did not tell, and whether to believe it."""
+    if sensor is None:
+        return note
+    silent = sum(gemm.energy_mj is None for gemm in gemms)
+    suspect = sensor[0].was_suspect
+    said = [
+        *(["some readings contradict each other (a rail above its own total)"] if suspect else []),
+        *([f"no energy for {silent} of {len(gemms)} forms"] if silent else []),
+    ]
+    quality = "unavailable" if silent == len(gemms) else "suspect" if suspect else note.quality
+    return msgspec.structs.replace(note, quality=quality, reason="; ".join(said) or None)
