@@ -16,6 +16,7 @@ from lpvit_edge import (
     dashboard_cli,
     distributed,
     finetune_cli,
+    install_cli,
     options,
     power_cli,
     run_cli,
@@ -275,6 +276,7 @@ def report(
 allocate_cli.register(app)
 finetune_cli.register(app)
 power_cli.register(app)
+install_cli.register(app)
 run_cli.register(app)
 dashboard_cli.register(app)
 

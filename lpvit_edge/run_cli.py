@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 if TYPE_CHECKING:
+    from lpvit_edge.line.bundles import Bundles
     from lpvit_edge.line.config import LineConfig
     from lpvit_edge.line.judge import Summary
     from lpvit_edge.line.line import Line
@@ -24,7 +25,12 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="The folder that `optimize` or `build` left.")],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="The folder that `optimize` or `build` left.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Run what `lpvit install` put here, instead of BUNDLE.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="kind:target, such as folder:/data/in or v4l2:/dev/video0.")
     ] = None,
@@ -55,32 +61,67 @@ def run(
     Example: lpvit run runs/demo --source synthetic:examples/factory_line/camera.py:frame@30
     --policy triggered --deadline-ms 100 --sink jsonl:line_state/verdicts.jsonl
     """
-    from lpvit_edge.bundle import open_bundle, refuse_other_device
-    from lpvit_edge.dashboard_cli import announce, page_token
-    from lpvit_edge.line.line import Line, locked
-    from lpvit_edge.line.watched import watched
+    from lpvit_edge.dashboard_cli import page_token
+    from lpvit_edge.line.line import locked
 
     settings = _config(
         config, source=source, sinks=sink, policy=policy, deadline_ms=deadline_ms, accept=accept,
         state=state, health=health,
     )  # fmt: skip
-    opened = open_bundle(bundle)
-    if not other_device:
-        refuse_other_device(opened)
     token = None if dashboard is None else page_token(dashboard, None)
-    with (
-        locked(Path(settings.state)),
-        watched(opened, settings, bind=dashboard, token=token) as hub,
-    ):
-        if hub is not None:
-            announce(f"http://{dashboard}", token)
-        line = Line(opened, settings, hub=hub)
-        try:
-            _serve(line, seconds)
-        finally:
-            left = line.close()
-        summary = line.summary()
+    with locked(Path(settings.state)):
+        bundles = _bundles(bundle, store, other_device)
+        summary, left = _run(bundles, settings, dashboard, token, seconds)
     _print(summary, left, json)
+
+
+def _bundles(bundle: Path | None, store: Path | None, other_device: bool) -> "Bundles":
+    from lpvit_edge.errors import UnknownOptionError
+    from lpvit_edge.line.bundles import OneBundle, StoredBundles
+    from lpvit_edge.store import BundleStore
+
+    if (bundle is None) == (store is None):
+        raise UnknownOptionError("give either a BUNDLE or --store DIR")
+    if store is not None:
+        return StoredBundles(BundleStore(store), other_device=other_device)
+    assert bundle is not None
+    return OneBundle(bundle, other_device=other_device)
+
+
+def _run(
+    bundles: "Bundles",
+    settings: "LineConfig",
+    dashboard: str | None,
+    token: str | None,
+    seconds: float | None,
+) -> "tuple[Summary, dict[str, int]]":
+    """Run the line; where a stored bundle fails its warm-up, once more with the one before."""
+    from lpvit_edge.dashboard_cli import announce
+    from lpvit_edge.errors import EngineError, MismatchError
+    from lpvit_edge.line.line import Line
+    from lpvit_edge.line.watched import watched
+
+    while True:
+        opened = bundles.begin()
+        with watched(opened, settings, bind=dashboard, token=token) as hub:
+            if dashboard is not None:
+                announce(f"http://{dashboard}", token)
+            line = Line(opened, settings, hub=hub)
+            _stop_on_signals(line)
+            bundles.tell(line)
+            started = False
+            try:
+                line.start()
+                started = True
+                _serve(line, bundles, seconds)
+            except (MismatchError, EngineError) as error:
+                if started or not bundles.go_back(str(error)):
+                    raise
+                continue
+            finally:
+                left = line.close()
+            bundles.end()
+            return line.summary(), left
 
 
 def _config(path: Path | None, *, sinks: list[str] | None, **options: Any) -> "LineConfig":
@@ -108,18 +149,26 @@ def _config(path: Path | None, *, sinks: list[str] | None, **options: Any) -> "L
     return line_config(tables, name=str(path or "command line"))
 
 
-def _serve(line: "Line", seconds: float | None) -> None:
-    """Start, and judge until the end, SIGTERM or SIGINT; what waits then is still judged."""
-    from lpvit_edge.line.health import HealthServer
-
+def _stop_on_signals(line: "Line") -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: line.request_stop())
+
+
+def _serve(line: "Line", bundles: "Bundles", seconds: float | None) -> None:
+    """Judge until the end or request_stop(); what waits then is still judged."""
+    from lpvit_edge.line.health import HealthServer
+
+    notify = _watchdog(line, seconds)
+
+    def each() -> None:
+        notify()
+        bundles.look(line)
+
     server = None
     try:
-        line.start()
         if line.config.health is not None:
             server = HealthServer(line.config.health, line.status)
-        line.run(each=_watchdog(line, seconds))
+        line.run(each=each)
     finally:
         if server is not None:
             server.close()

@@ -20,7 +20,7 @@ from tests.test_boundaries import HEAVY
 ROOT = Path(__file__).parent.parent
 VERBS = (
     "optimize", "profile", "sensitivity", "allocate", "prune", "finetune", "build", "check",
-    "report", "doctor", "power", "dashboard", "run",
+    "report", "doctor", "power", "dashboard", "install", "run",
 )  # fmt: skip
 RUN = "from lpvit_edge.cli import main\nsys.exit(main())\n"
 WITHOUT_OPTIONAL_LIBRARIES = f"""

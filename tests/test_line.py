@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpvit_edge import files
-from lpvit_edge.bundle import Bundle, open_bundle, refuse_other_device, write_bundle
+from lpvit_edge.bundle import Bundle, open_bundle, refuse_other_device
 from lpvit_edge.errors import DeviceMismatchError, EngineError, FileFormatError, MismatchError
-from lpvit_edge.golden import golden_frames
 from lpvit_edge.images import Preprocess, decode_pixels, preprocessed, read_image
 from lpvit_edge.line.config import LineConfig, line_config, parse_sink, parse_source
 from lpvit_edge.line.frames import Frame
@@ -30,49 +28,22 @@ from lpvit_edge.line.percentiles import LatencyHistogram
 from lpvit_edge.line.policy import FrameQueue, Policy
 from lpvit_edge.line.redact import redacted
 from lpvit_edge.line.sequence import SequenceFile
-from lpvit_edge.records import Manifest, ModelIdentity
 from lpvit_engines.fake import FakeEngine
+from tests.line_bundle import make_bundle, write_image
 
 ROOT = Path(__file__).parent.parent
-LABELS = ("bad", "worse", "ok")  # the fake engine always prefers the last
-PREPROCESS = Preprocess(image_size=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 CAMERA = "import numpy as np\ndef frame(n):\n    return np.full((6, 8, 3), n % 255, np.uint8)\n"
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    from lpvit_profilers.device import fingerprint, identify
-
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"network")
-    write_image(tmp_path / "golden.png", 100)
-    manifest = Manifest(
-        engine="fake",
-        engine_version="1",
-        onnx_sha256=files.sha256_of(folder / "model.onnx"),
-        fingerprint=fingerprint(identify()),
-        threads=1,
-        precision="float32",
-        labels=LABELS,
-        kernels={},
-    )
-    files.save(manifest, folder / "manifest.json")
-    with FakeEngine(folder / "model.onnx") as engine:
-        golden = golden_frames([tmp_path / "golden.png"], engine, PREPROCESS)
-    identity = ModelIdentity(name="m", weights_sha256="0", image_size=4)
-    write_bundle(folder, model=identity, preprocess=PREPROCESS, golden=golden)
-    return open_bundle(folder)
+    return make_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture
 def camera(tmp_path: Path) -> str:
     (tmp_path / "camera.py").write_text(CAMERA)
     return f"{tmp_path / 'camera.py'}:frame"
-
-
-def write_image(path: Path, level: int) -> None:
-    Image.fromarray(np.full((6, 8, 3), level, np.uint8)).save(path)
 
 
 def config(tmp_path: Path, **tables: Any) -> LineConfig:

@@ -15,12 +15,12 @@ from lpvit_edge.line.line import Line
 from lpvit_edge.line.policy import FrameQueue, Policy
 from lpvit_edge.line.watched import watched
 from lpvit_engines.fake import FakeEngine
+from tests.line_bundle import write_image
 from tests.test_line import (  # noqa: F401  (fixtures)
     bundle,
     folder_config,
     frame,
     run_until,
-    write_image,
 )
 
 

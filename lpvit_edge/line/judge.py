@@ -55,6 +55,14 @@ class Judge:
         self._durations_ms: deque[float] = deque(maxlen=_REMEMBERED)
         self.passed_ns: int | None = None  # when the engine last answered
 
+    def use(self, bundle: Bundle, engine: "Engine", load: Callable[[], "Engine"]) -> None:
+        """Go on with another bundle, whose engine is open and proven; `load` opens it anew."""
+        self.close()
+        self._bundle, self._engine, self._load = bundle, engine, load
+        self._errors = 0
+        self._durations_ms.clear()
+        self.passed_ns = self._clock.monotonic_ns()
+
     def warm_up(self, golden: tuple[tuple[GoldenFrame, bytes], ...]) -> Agreement:
         """Open the engine and run the golden frames through it."""
         self._engine = self._load()

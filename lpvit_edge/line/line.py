@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lpvit_edge.bundle import Bundle
-from lpvit_edge.errors import EnvironmentUnfitError, MismatchError, MissingDependencyError
+from lpvit_edge.errors import EnvironmentUnfitError, MissingDependencyError
 from lpvit_edge.golden import unpack
 from lpvit_edge.line.capture import CaptureFeed
 from lpvit_edge.line.clock import Clock, JumpWatch, SystemClock
@@ -29,7 +29,9 @@ from lpvit_edge.line.redact import from_environment, redacted
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_edge.line.settle import Settlement
 from lpvit_edge.line.sinks import open_sinks
+from lpvit_edge.line.swap import Swap
 from lpvit_edge.line.verdict import refuse_unknown_labels
+from lpvit_edge.proof import refuse_disagreement
 
 if TYPE_CHECKING:
     from lpvit_engines import Engine
@@ -71,6 +73,7 @@ class Line:
             tell_event=self.outputs.tell_event,
             deadline_ms=config.policy.deadline_ms,
         )
+        self.swap = Swap(config, self.settlement.event)
         self.queue = FrameQueue(
             config.policy, on_drop=lambda frame: self.settlement.forget(frame.number)
         )
@@ -78,7 +81,7 @@ class Line:
         self.feed = self._make_feed()
         self.judge = Judge(
             bundle,
-            load or (lambda: load_bundle_engine(bundle, config)),
+            load or (lambda: self.swap.load(bundle)),
             self.queue,
             self.settlement,
             config.verdict,
@@ -111,12 +114,7 @@ class Line:
         Raises MismatchError where the golden frames get other answers than when they were built.
         """
         found = self.judge.warm_up(self._golden)
-        if not found.holds:
-            raise MismatchError(
-                f"{found.same_class} of {found.frames} golden frames get the class they had when "
-                f"the bundle was built (largest difference {found.worst:.3f}): this engine does "
-                "not compute what was proven. Build the bundle on this device"
-            )
+        refuse_disagreement(found)
         self._settle_left_open()
         self._deadlines.start()
         self.feed.start()
@@ -144,6 +142,7 @@ class Line:
 
     def step(self, timeout_s: float = 0.2) -> bool:
         """Judge one frame, or look after things; False when there is nothing left to do."""
+        self._take_over()
         frame = self.judge.step(timeout_s)
         if frame is not None:
             self.feed.settled(frame)
@@ -152,6 +151,18 @@ class Line:
             return False
         self._look_after()
         return True
+
+    def _take_over(self) -> None:
+        """Between two frames: go on with a bundle that was offered and proven meanwhile."""
+        ready = self.swap.take()
+        if ready is None:
+            return
+        bundle = ready.bundle
+        self.judge.use(bundle, ready.engine, lambda: self.swap.load(bundle))
+        self.bundle, self.settlement.bundle = bundle, bundle.version
+        self._golden = unpack(bundle.path("golden.zip"))
+        self.settlement.event("bundle", f"{bundle.version} took over: {ready.why}", "warning")
+        ready.taken()
 
     def _look_after(self) -> None:
         self.journal.flush()
@@ -198,6 +209,7 @@ class Line:
         self.journal.mark(_SETTLED, self.sequence.taken)
         left = self.outputs.close(timeout_s)
         self.judge.close()
+        self.swap.close()
         self.journal.close()
         self.sequence.close()
         return left
@@ -255,17 +267,6 @@ class Line:
             p999_ms=latency.percentile_ms(99.9),
             largest_ms=latency.largest_ms,
         )
-
-
-def load_bundle_engine(bundle: Bundle, config: LineConfig) -> "Engine":
-    """The bundle's engine, or the one that line.toml names."""
-    from lpvit_engines import load_engine
-
-    return load_engine(
-        config.engine or bundle.manifest.engine,
-        bundle.path("model.onnx"),
-        threads=config.threads or bundle.manifest.threads,
-    )
 
 
 @contextmanager

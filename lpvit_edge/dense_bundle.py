@@ -1,0 +1,55 @@
+"""A bundle of the network as it was before pruning, from the dense.onnx that a run left."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from lpvit_edge import files
+from lpvit_edge.bundle import open_bundle, write_bundle
+from lpvit_edge.errors import FileFormatError, MismatchError
+from lpvit_edge.golden import GoldenFrame, probabilities_of, unpack
+from lpvit_edge.images import decode_pixels
+from lpvit_edge.records import Check
+
+
+@contextmanager
+def dense_bundle(run: Path) -> Iterator[Path]:
+    """A folder, removed afterwards, with the run's dense.onnx sealed as a bundle of its own.
+
+    Its golden answers are those of the dense engine on this device now, over the images of the
+    run's golden frames; dense.onnx must be the file whose accuracy `lpvit check` measured. Raises
+    FileFormatError where the run left no dense.onnx or no check, MismatchError for another file.
+    """
+    from lpvit_engines import load_engine
+
+    sparse = open_bundle(run)
+    onnx = run / "dense.onnx"
+    if not onnx.is_file():
+        raise FileFormatError(f"{onnx}: no such file; give the whole folder that `optimize` left")
+    proven = files.load(Check, run / "check.json").dense_onnx_sha256
+    if proven != files.sha256_of(onnx):
+        raise MismatchError(f"{onnx}: not the file that check.json is about; run `lpvit check`")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model.onnx").write_bytes(onnx.read_bytes())
+        preprocess = sparse.record.preprocess
+        manifest = sparse.manifest
+        with load_engine(
+            manifest.engine, folder / "model.onnx", threads=manifest.threads
+        ) as engine:
+            golden = tuple(
+                (_answered(frame, probabilities_of(engine, pixels, preprocess).tolist()), content)
+                for frame, content in unpack(sparse.path("golden.zip"))
+                for pixels in (decode_pixels(content, name=frame.file),)
+            )
+            dense = msgspec.structs.replace(manifest, onnx_sha256=proven, kernels=engine.kernels())
+        files.save(dense, folder / "manifest.json")
+        write_bundle(folder, model=sparse.record.model, preprocess=preprocess, golden=golden)
+        yield folder
+
+
+def _answered(frame: GoldenFrame, probabilities: list[float]) -> GoldenFrame:
+    return GoldenFrame(file=frame.file, probabilities=tuple(probabilities))

@@ -1,0 +1,210 @@
+"""Which bundle of a store a line runs: at the start, after an installation, after a crash loop."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from lpvit_edge.bundle import Bundle, open_bundle, refuse_other_device
+from lpvit_edge.crash_loop import (
+    MOST_STARTS,
+    WITHIN_S,
+    failed_starts,
+    forget_starts,
+    note_start,
+    this_moment,
+)
+from lpvit_edge.errors import LpvitEdgeError
+from lpvit_edge.line.records import Severity
+from lpvit_edge.store import BundleStore, Role
+
+if TYPE_CHECKING:
+    from lpvit_edge.line.line import Line
+
+LOOK_S = 1.0  # between two looks at store.json
+
+
+class Bundles(Protocol):
+    """Where a line has its bundle from."""
+
+    def begin(self) -> Bundle:
+        """The bundle to start with."""
+        ...
+
+    def tell(self, line: "Line") -> None:
+        """Record what happened before there was a line."""
+        ...
+
+    def go_back(self, reason: str) -> bool:
+        """Leave the bundle that failed its warm-up; False where there is no other."""
+        ...
+
+    def look(self, line: "Line") -> None:
+        """Called between frames."""
+        ...
+
+    def fall_back(self, line: "Line", reason: str) -> None:
+        """Offer the denser bundle to the line."""
+        ...
+
+    def end(self) -> None:
+        """The line ended as it should."""
+        ...
+
+
+class OneBundle:
+    """A folder that was named; nothing else to run."""
+
+    def __init__(self, folder: Path, *, other_device: bool = False) -> None:
+        self._folder = folder
+        self._other_device = other_device
+
+    def begin(self) -> Bundle:
+        bundle = open_bundle(self._folder)
+        if not self._other_device:
+            refuse_other_device(bundle)
+        return bundle
+
+    def tell(self, line: "Line") -> None:
+        """Nothing happened before."""
+
+    def go_back(self, reason: str) -> bool:
+        return False
+
+    def look(self, line: "Line") -> None:
+        """Nothing is installed here."""
+
+    def fall_back(self, line: "Line", reason: str) -> None:
+        """Nowhere to go: that is told."""
+        line.settlement.event(
+            "bundle",
+            "no denser bundle to fall back on: run with --store, and `lpvit install --dense`",
+            "alarm",
+        )
+
+    def end(self) -> None:
+        """Nothing was noted."""
+
+
+class StoredBundles:
+    """The store, as one line uses it. begin() first, then look() between frames."""
+
+    def __init__(
+        self,
+        store: BundleStore,
+        *,
+        other_device: bool = False,
+        most_starts: int = MOST_STARTS,
+        within_s: float = WITHIN_S,
+    ) -> None:
+        self._store = store
+        self._other_device = other_device
+        self._most_starts = most_starts
+        self._within_s = within_s
+        self._starts = store.folder / "starts.json"
+        self._known: str | None = None  # the current bundle that was looked at last
+        self._works = False
+        self._looked_s = 0.0
+        self.told: list[tuple[str, Severity]] = []  # before there is a line to tell it
+
+    def begin(self) -> Bundle:
+        """The bundle to start with; the start is noted on disk before anything is loaded.
+
+        Goes back to `previous` where `current` is damaged, or did not come to a verdict in the
+        last starts. Raises what open_bundle raises where nothing is left.
+        """
+        record = self._store.record()
+        if record.on_dense is not None:
+            self._known = record.current
+            self.told.append((f"the denser bundle runs: {record.on_dense}", "warning"))
+            return self._opened("dense")
+        name = record.current
+        if name is not None:
+            failed = failed_starts(self._starts, this_moment(name), within_s=self._within_s)
+            if len(failed) >= self._most_starts:
+                self.go_back(f"{len(failed)} starts within {self._within_s:g} s without a verdict")
+        try:
+            bundle = self._opened("current")
+        except LpvitEdgeError as error:
+            if not self.go_back(str(error)):
+                raise
+            bundle = self._opened("current")
+        self._known = self._store.record().current
+        self._note_start(bundle)
+        return bundle
+
+    def go_back(self, reason: str) -> bool:
+        """Leave the current bundle for the previous one; False where there is none."""
+        record = self._store.record()
+        left = record.current
+        if left is None or not self._store.go_back(left, reason):
+            self.told.append((f"{reason}; there is no previous bundle to go back to", "alarm"))
+            return False
+        self._forget_starts()
+        self._known = record.previous
+        self.told.append((f"back to the previous bundle {record.previous}: {reason}", "alarm"))
+        return True
+
+    def look(self, line: "Line") -> None:
+        """Between frames: a verdict proves the bundle, and a new one is offered to the line."""
+        if not self._works and line.settlement.counts.ok + line.settlement.counts.reject > 0:
+            self._works = True
+            self._forget_starts()
+        if time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        try:
+            current = self._store.record().current
+            if current is None or current == self._known:
+                return
+            bundle = self._opened("current")
+        except LpvitEdgeError as error:
+            line.settlement.event("bundle", f"the store cannot be used: {error}", "alarm")
+            self._looked_s += 60.0  # said again in a minute
+            return
+        if line.swap.offer(
+            bundle, "it was installed", refused=lambda why: self._refused(line, why)
+        ):
+            self._known = current
+
+    def fall_back(self, line: "Line", reason: str) -> None:
+        """Offer the dense bundle to the line, which stays with it until one is installed."""
+        if self._store.record().on_dense is not None:
+            return
+        try:
+            dense = self._opened("dense")
+        except LpvitEdgeError as error:
+            line.settlement.event("bundle", f"no way back to a denser bundle: {error}", "alarm")
+            return
+        line.swap.offer(dense, reason, taken=lambda: self._store.note_dense(reason))
+
+    def tell(self, line: "Line") -> None:
+        """Record what happened before there was a line."""
+        for text, severity in self.told:
+            line.settlement.event("bundle", text, severity)
+        self.told.clear()
+
+    def end(self) -> None:
+        """A clean end is no crash."""
+        self._forget_starts()
+
+    def _refused(self, line: "Line", why: str) -> None:
+        self.go_back(why)
+        self.tell(line)
+
+    def _opened(self, role: Role) -> Bundle:
+        bundle = self._store.open(role)
+        if not self._other_device:
+            refuse_other_device(bundle)
+        return bundle
+
+    def _note_start(self, bundle: Bundle) -> None:
+        try:
+            note_start(self._starts, this_moment(bundle.folder.name), within_s=self._within_s)
+        except OSError as error:  # a full disk must not keep the line from starting
+            self.told.append((f"this start could not be noted: {error}", "warning"))
+
+    def _forget_starts(self) -> None:
+        try:
+            forget_starts(self._starts)
+        except OSError as error:
+            self.told.append((f"the notes of starts could not be removed: {error}", "warning"))

@@ -1,0 +1,50 @@
+"""Whether a bundle may run on this device: its engine loads and answers the golden frames."""
+
+from typing import TYPE_CHECKING
+
+from lpvit_edge.bundle import Bundle
+from lpvit_edge.errors import MismatchError
+from lpvit_edge.golden import Agreement, agreement, unpack
+
+if TYPE_CHECKING:
+    from lpvit_engines import Engine
+
+
+def refuse_disagreement(found: Agreement) -> None:
+    """Raise MismatchError where the golden frames got other answers than at the build."""
+    if not found.holds:
+        raise MismatchError(
+            f"{found.same_class} of {found.frames} golden frames get the class they had when "
+            f"the bundle was built (largest difference {found.worst:.3f}): this engine does "
+            "not compute what was proven. Build the bundle on this device"
+        )
+
+
+def load_bundle_engine(
+    bundle: Bundle, *, engine: str | None = None, threads: int | None = None
+) -> "Engine":
+    """The bundle's engine, or the one that is named."""
+    from lpvit_engines import load_engine
+
+    return load_engine(
+        engine or bundle.manifest.engine,
+        bundle.path("model.onnx"),
+        threads=threads or bundle.manifest.threads,
+    )
+
+
+def proven_engine(
+    bundle: Bundle, *, engine: str | None = None, threads: int | None = None
+) -> "Engine":
+    """Load the engine and warm it up on the golden frames; it is closed where they disagree.
+
+    Raises MismatchError, EngineError and MissingDependencyError.
+    """
+    loaded = load_bundle_engine(bundle, engine=engine, threads=threads)
+    try:
+        golden = unpack(bundle.path("golden.zip"))
+        refuse_disagreement(agreement(loaded, golden, bundle.record.preprocess))
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
