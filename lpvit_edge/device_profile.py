@@ -7,12 +7,12 @@ import msgspec
 
 from lpvit_edge import files
 from lpvit_edge import profile as profiling
-from lpvit_edge.errors import FileFormatError
 from lpvit_edge.job import Job
 from lpvit_edge.profile_doubts import drift_of, reasons
-from lpvit_edge.profile_power import checked, sensor_of
+from lpvit_edge.profile_partial import Partial
+from lpvit_edge.profile_power import checked, origin, sensor_of
 from lpvit_edge.progress import working
-from lpvit_edge.records import DeviceProfile, GemmCost, LayerShape, PartialProfile, PowerNote
+from lpvit_edge.records import DeviceProfile, GemmCost, LayerShape, PowerNote
 from lpvit_edge.steps import export_model
 from lpvit_edge.whole_networks import Networks, measure_networks
 
@@ -38,11 +38,11 @@ def profile_device(
     from lpvit_profilers.device import fingerprint, identify
 
     identity = identify()
-    partial = _Partial(job, fingerprint(identity))
     dense_onnx = job.path("dense.onnx")
     with working("profile: export the dense network"):
         export_model(job, job.model.module, {}, dense_onnx)
     with sensor_of(tdp_w) as (sensor, power):
+        partial = Partial(job, fingerprint(identity), power=origin(sensor))
         gemms = profiling.profile_gemms(
             job.walk.layers,
             engine=job.engine,
@@ -110,36 +110,3 @@ def _rest_weight_bytes(dense_onnx: Path, layers: tuple[LayerShape, ...]) -> int:
     from lpvit_edge.layer_options import weight_bytes as layer_bytes
 
     return weight_bytes(dense_onnx) - round(sum(layer_bytes(x, "dense", 0.0) for x in layers))
-
-
-class _Partial:
-    """The costs measured so far, on disk while the profile runs."""
-
-    def __init__(self, job: Job, fingerprint: str) -> None:
-        self.path = job.path("device_profile.partial.json")
-        self.empty = PartialProfile(
-            fingerprint=fingerprint,
-            model=job.model.identity,
-            engine=job.engine,
-            threads=job.threads,
-            patterns=job.patterns,
-            gemms=(),
-            method=profiling.METHOD,
-        )
-
-    def kept(self) -> tuple[GemmCost, ...]:
-        """What an interrupted run under the very same conditions left."""
-        if not self.path.exists():
-            return ()
-        try:
-            found = files.load(PartialProfile, self.path)
-        except FileFormatError:  # of another version: nothing is lost but the time
-            return ()
-        same = msgspec.structs.replace(found, gemms=()) == self.empty
-        return found.gemms if same else ()
-
-    def keep(self, gemms: tuple[GemmCost, ...]) -> None:
-        files.save(msgspec.structs.replace(self.empty, gemms=gemms), self.path)
-
-    def done(self) -> None:
-        self.path.unlink(missing_ok=True)

@@ -43,6 +43,14 @@ def sensor_of(
         yield (sampler, info), note
 
 
+def origin(sensor: "tuple[Sampler, SourceInfo] | None") -> str:
+    """Where energies come from, in so many words that those of another origin are not mixed in."""
+    if sensor is None:
+        return "none"
+    info = sensor[1]
+    return f"{info.name}, {info.sensor}, {info.total_rule}, {info.quality}"
+
+
 def checked(
     note: PowerNote, gemms: tuple[GemmCost, ...], sensor: "tuple[Sampler, SourceInfo] | None"
 ) -> PowerNote:

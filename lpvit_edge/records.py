@@ -91,20 +91,6 @@ class GemmCost(Part, frozen=True, kw_only=True):
     energy_mj: float | None = None  # gross, of one layer; None without a power sensor
 
 
-class PartialProfile(Record, frozen=True, kw_only=True):
-    """Costs measured so far, so that an interrupted profile goes on."""
-
-    KIND: ClassVar[str] = "partial-profile"
-
-    fingerprint: str
-    model: ModelIdentity
-    engine: str
-    threads: int
-    patterns: tuple[str, ...]
-    gemms: tuple[GemmCost, ...]
-    method: str = "shared input"  # how layers were timed alone; others are not taken over
-
-
 class PowerNote(Part, frozen=True, kw_only=True):
     """Where the energies of a profile come from, or why there are none."""
 

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from lpvit_edge import profile as profiling
-from lpvit_edge.device_profile import _Partial
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layer_networks import LayerForm, layer_forms, network
 from lpvit_edge.profile_doubts import reasons
-from lpvit_edge.profile_power import checked
+from lpvit_edge.profile_partial import Partial
+from lpvit_edge.profile_power import checked, origin
 from lpvit_edge.records import GemmCost, LayerShape, ModelIdentity, PowerNote
+from lpvit_profilers.base import opened
+from lpvit_profilers.estimate import EstimatedSource
 
 
 def shape(name: str, in_features: int, out_features: int) -> LayerShape:
@@ -271,8 +273,18 @@ def test_a_pattern_without_a_factor_does_not_pass_for_one_whose_factor_is_1() ->
     assert not said(cost(LARGE), cost(LARGE, "64x1", 1.0), factors={"dense": 1.0})
 
 
+def test_estimated_energies_have_another_origin_than_measured_ones_and_than_none() -> None:
+    def stated(tdp_w: float) -> str:
+        with opened(EstimatedSource(tdp_w=tdp_w)) as source:
+            return origin((Any, source.info))  # type: ignore[arg-type]
+
+    assert origin(None) == "none"
+    assert stated(65.0).endswith("estimated")
+    assert stated(65.0) != stated(35.0)
+
+
 def test_costs_of_other_conditions_are_not_taken_over(tmp_path: Path) -> None:
-    def partial(fingerprint: str) -> _Partial:
+    def partial(fingerprint: str, *, power: str = "none") -> Partial:
         job: Any = SimpleNamespace(
             path=lambda name: tmp_path / name,
             model=SimpleNamespace(identity=IDENTITY),
@@ -280,10 +292,11 @@ def test_costs_of_other_conditions_are_not_taken_over(tmp_path: Path) -> None:
             threads=1,
             patterns=("64x1",),
         )
-        return _Partial(job, fingerprint)
+        return Partial(job, fingerprint, power=power)
 
     partial("here").keep((cost(SMALL),))
     assert partial("here").kept() == (cost(SMALL),)
     assert partial("elsewhere").kept() == ()
+    assert partial("here", power="estimate, load curve at 65 W TDP").kept() == ()
     partial("here").path.write_text("{")
     assert partial("here").kept() == ()

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lpvit_edge import files, floor, optimize, recipe, records, run_folder
+from lpvit_edge import files, floor, optimize, profile_partial, recipe, records, run_folder
 from lpvit_edge.records import Record
 
 KEPT = Path(__file__).parent / "fixtures/records"
@@ -18,6 +18,7 @@ def kinds() -> dict[str, type[Record]]:
         optimize.Curve,
         floor.FloorSearch,
         recipe.FinetuneLog,
+        profile_partial.PartialProfile,
     ]
     for value in vars(records).values():
         if isinstance(value, type) and issubclass(value, Record) and value is not Record:
