@@ -1,14 +1,16 @@
 """The GPU benchmarks without a GPU: the same paths on CPU tensors, under a timer that is a fake."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch", reason="the benchmark compares torch's kernels")
 timm = pytest.importorskip("timm", reason="the benchmark builds a timm model")
 
-from benchmarks import gpu_kernels, gpu_model  # noqa: E402
+from benchmarks import gpu_kernels, gpu_launch, gpu_model  # noqa: E402
 from benchmarks.gpu_contestants import Contestant, Problem, dense, ours, problem  # noqa: E402
 from benchmarks.gpu_timing import Roofline, energy_mj  # noqa: E402
 
@@ -163,3 +165,27 @@ def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes() -> N
     # bfloat16 rounds each activation to 2^-8; dense and ours round the GELU's input differently.
     assert error < 0.05 * float(expected.abs().max())
     assert error < 0.2 * float((unpruned - expected).abs().max()), "the pruning must show"
+
+
+def test_the_launch_benchmark_writes_what_it_measured_and_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "launch.json"
+    monkeypatch.setattr(sys, "argv", ["x", "--rounds", "3", "--launches", "5", "--out", str(out)])
+    assert gpu_launch.main() == 0
+    found = msgspec.json.decode(out.read_bytes(), type=gpu_launch.LaunchTime)
+    assert (found.rounds, found.launches) == (3, 5)
+    assert found.command == f"python -m benchmarks.gpu_launch {' '.join(sys.argv[1:])}"
+    assert 0 < found.range_us[0] <= found.median_us <= found.range_us[1]
+
+
+def test_the_record_of_launches_holds_the_median_the_quartiles_and_the_extremes() -> None:
+    found = gpu_launch.record_of([5.0, 1.0, 3.0, 2.0, 4.0], launches=7, command="a command")
+    assert (found.median_us, found.quartiles_us, found.range_us) == (3.0, (1.5, 4.5), (1.0, 5.0))
+
+
+def test_the_committed_launch_time_is_a_record_of_this_benchmark_and_below_its_goal() -> None:
+    path = Path(gpu_launch.__file__).parent / "results/gpu_launch.json"
+    found = msgspec.json.decode(path.read_bytes(), type=gpu_launch.LaunchTime)
+    assert (found.rounds, found.launches) == (gpu_launch.ROUNDS, gpu_launch.LAUNCHES)
+    assert found.median_us < found.goal_us == gpu_launch.GOAL_US
