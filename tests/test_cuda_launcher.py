@@ -57,7 +57,7 @@ def test_a_known_architecture_gets_its_own_cubin(
     assert state.unloads == 1
 
 
-@pytest.mark.parametrize("capability", [88, 100, 103, 120, 121])
+@pytest.mark.parametrize("capability", [88, 100, 101, 103, 120, 121])
 def test_an_unknown_architecture_gets_the_ptx_and_a_note_never_a_neighbours_cubin(
     library: Path, state: State, capability: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,6 +92,20 @@ def test_a_driver_too_old_for_the_ptx_is_told_in_words(library: Path, state: Sta
     state.capability, state.ptx_result = 120, 222
     with pytest.raises(EnvironmentUnfitError, match=r"PTX newer than the driver.*CUDA 12\.0"):
         opened(library)
+
+
+def test_a_driver_that_refuses_cubin_and_ptx_is_too_old(library: Path, state: State) -> None:
+    state.cubin_result, state.ptx_result = 200, 222
+    with pytest.raises(EnvironmentUnfitError, match=r"PTX newer than the driver.*CUDA 12\.0"):
+        opened(library)
+    assert (state.cubin_loads, state.ptx_loads) == (1, 1)
+
+
+def test_a_kernel_that_cannot_be_set_up_is_unloaded_again(library: Path, state: State) -> None:
+    state.capability, state.attribute_result = 90, 1  # sm_90 asks for more than 48 KiB
+    with pytest.raises(EngineError, match="cuFuncSetAttribute answered CUresult 1"):
+        opened(library)
+    assert (state.cubin_loads, state.unloads) == (1, 1)
 
 
 def test_a_gpu_before_ampere_is_refused_before_anything_loads(library: Path, state: State) -> None:
@@ -173,11 +187,21 @@ def test_a_batch_beyond_32_bits_is_refused(library: Path, state: State) -> None:
 
 def test_more_tokens_than_a_grid_has_rows_are_refused(library: Path, state: State) -> None:
     with opened(library) as kernel:
-        start(kernel, tokens=65_535 * 64, ldx=16, ldy=64)
-        assert list(state.grid) == [48, 65_535, 1]
+        small = {"ldx": 16, "ldy": 64, "block_row_count": 1}
+        start(kernel, tokens=65_535 * 64, **small)
+        assert list(state.grid) == [1, 65_535, 1]
         with pytest.raises(EngineError, match="4194241 tokens: one launch computes up to 4194240"):
-            start(kernel, tokens=65_535 * 64 + 1, ldx=16, ldy=64)
+            start(kernel, tokens=65_535 * 64 + 1, **small)
     assert state.launches == 1
+
+
+@pytest.mark.parametrize("count", [0, 47, 49])
+def test_block_rows_that_do_not_make_the_outputs_are_refused(
+    library: Path, state: State, count: int
+) -> None:
+    with opened(library) as kernel, pytest.raises(EngineError, match=f"{count} block rows of 64"):
+        start(kernel, block_row_count=count)
+    assert state.launches == 0
 
 
 @pytest.mark.parametrize(("epilogue", "residual"), [("none", 0x7000), ("residual", 0)])

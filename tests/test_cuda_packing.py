@@ -96,8 +96,17 @@ GOOD: dict[str, Any] = {
             "in_features is 40; the GPU kernels copy 16",
         ),
         ({"row_ptr": np.array([0, 1, 3])}, ModelError, "runs from 0 to 3"),
-        ({"row_ptr": np.array([0, 3, 2])}, ModelError, "falls in 1 places"),
+        (
+            {"row_ptr": np.array([0, 3, 2])},
+            ModelError,
+            "in 1 places and falls in 1 places",
+        ),
         ({"row_ptr": np.array([1, 1, 2])}, ModelError, "runs from 1 to 2"),
+        (  # the middle difference wraps to 2^63 - 1, and no length is negative
+            {"row_ptr": np.array([0, 2**62, -(2**62) - 1, 2])},
+            ModelError,
+            "leaves that range in 2 places",
+        ),
         ({"row_ptr": np.array([0])}, ModelError, "one per block row and one more"),
         ({"row_ptr": np.array([0.0, 1.0, 2.0])}, ModelError, "must hold integers"),
         ({"col_idx": np.array([0])}, ModelError, "each of the 2 blocks"),

@@ -8,7 +8,7 @@ enum { MAX_PARAMETERS = 32, MAX_BYTES = 256 };
 struct state {
     /* what the driver answers */
     int capability, shared_limit, driver_version;
-    int init_result, context_result, cubin_result, ptx_result, launch_result;
+    int init_result, context_result, cubin_result, ptx_result, launch_result, attribute_result;
     int parameter_count, parameter_sizes[MAX_PARAMETERS];
     /* what it was asked */
     int cubin_loads, ptx_loads, unloads, launches;
@@ -71,7 +71,7 @@ int cuModuleUnload(void *module) {
 int cuFuncSetAttribute(void *function, int attribute, int value) {
     if (function != &function_handle || attribute != 8) return 1;
     fake.shared_attribute = value;
-    return 0;
+    return fake.attribute_result;
 }
 
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,

@@ -18,7 +18,7 @@ class State(ctypes.Structure):
     _fields_: ClassVar = [
         ("capability", c_int), ("shared_limit", c_int), ("driver_version", c_int),
         ("init_result", c_int), ("context_result", c_int), ("cubin_result", c_int),
-        ("ptx_result", c_int), ("launch_result", c_int),
+        ("ptx_result", c_int), ("launch_result", c_int), ("attribute_result", c_int),
         ("parameter_count", c_int), ("parameter_sizes", c_int * 32),
         ("cubin_loads", c_int), ("ptx_loads", c_int), ("unloads", c_int), ("launches", c_int),
         ("shared_attribute", c_int), ("ptx_length", c_int), ("entry", c_char * 64),

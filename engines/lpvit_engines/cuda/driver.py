@@ -39,6 +39,7 @@ _RESULTS = {
     221: ("no PTX compiler in the driver", "install the driver's libnvidia-ptxjitcompiler"),
     222: ("PTX newer than the driver", "update the driver to CUDA 12.0 or newer"),
     400: ("a kernel or stream that no longer exists", "open the kernel again"),
+    700: ("an access outside the memory of the device", "restart the process; report the layer"),
     701: ("too few registers or too much shared memory for a launch", "report the device's name"),
     719: ("a kernel that failed on the device", "restart the process; its context is lost"),
 }

@@ -8,7 +8,7 @@ from ctypes import c_void_p
 from pathlib import Path
 from types import TracebackType
 
-from lpvit_edge.errors import EngineError, EnvironmentUnfitError
+from lpvit_edge.errors import EngineError, EnvironmentUnfitError, LpvitEdgeError
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.cuda.driver import Device
 from lpvit_engines.cuda.manifest import BINARIES, KernelManifest, Variant, read_image, read_manifest
@@ -47,7 +47,7 @@ class Kernel:
         # Built once: packing the arguments anew costs ten times as much as writing into them.
         self._layout, self._buffer, self._arguments = _argument_array(manifest)
         self._threads, self._shared_bytes = image.warps * 32, image.shared_bytes
-        self._tile_rows = variant.tile_rows
+        self._tile_rows, self._block_rows = variant.tile_rows, variant.block_rows
         self._adds_residual = variant.epilogue == "residual"
         self._lock = threading.Lock()  # ctypes lets other threads run during the call
 
@@ -71,7 +71,8 @@ class Kernel:
 
         Addresses are device addresses, multiples of 16. x is (tokens, ldx), y and residual are
         (tokens, ldy); values, rows and columns come from packing.pack, and block_row_count is
-        len(rows). residual is 0 unless the epilogue adds one. Raises EngineError.
+        len(rows), so that block_row_count * block_rows is ldy. residual is 0 unless the epilogue
+        adds one. Raises EngineError.
         """
         if tokens == 0:
             return
@@ -81,6 +82,11 @@ class Kernel:
             raise EngineError(
                 f"{tokens} tokens of {max(ldx, ldy)} features: the kernels count up to "
                 f"{_INT32_MAX} elements; use a smaller batch"
+            )
+        if block_row_count * self._block_rows != ldy:
+            raise EngineError(
+                f"{block_row_count} block rows of {self._block_rows} do not make the {ldy} outputs "
+                "of the layer: pass the tensors of one weight, as packed"
             )
         tiles = -(-tokens // self._tile_rows)
         if tiles > _GRID_ROWS_MAX:
@@ -156,7 +162,11 @@ def open_kernel(
         assert module is not None  # for PTX a refusal is an error
     if note:
         log.warning("%s: %s", variant.name, note)
-    return Kernel(driver, module, manifest=manifest, variant=variant, target=target, note=note)
+    try:
+        return Kernel(driver, module, manifest=manifest, variant=variant, target=target, note=note)
+    except LpvitEdgeError:
+        cuda.unload_module(driver, module)
+        raise
 
 
 def choose_target(variant: Variant, *, device: Device) -> tuple[str, str | None]:

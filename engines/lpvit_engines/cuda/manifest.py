@@ -6,6 +6,7 @@ where a target is "ptx" or an exact architecture such as "sm_87".
 
 import hashlib
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
@@ -123,7 +124,7 @@ def read_image(variant: Variant, *, target: str, folder: Path = BINARIES) -> byt
     try:
         with zipfile.ZipFile(archive) as members:
             found = members.read(variant.name)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise FileFormatError(
             f"cannot read {variant.name} from {archive}: {error}. Reinstall lpvit-edge"
         ) from error

@@ -118,10 +118,12 @@ def _row_lengths(row_ptr: NDArray[Any], *, blocks: int) -> NDArray[np.int64]:
         )
     pointers = row_ptr.astype(np.int64)
     lengths = pointers[1:] - pointers[:-1]
-    if row_ptr[0] != 0 or row_ptr[-1] != blocks or (lengths < 0).any():
+    outside = (pointers < 0) | (pointers > blocks)  # their differences could wrap in 64 bits
+    if row_ptr[0] != 0 or row_ptr[-1] != blocks or outside.any() or (lengths < 0).any():
         raise ModelError(
-            f"row_ptr runs from {row_ptr[0]} to {row_ptr[-1]} and falls in "
-            f"{int((lengths < 0).sum())} places; it must rise from 0 to the {blocks} blocks"
+            f"row_ptr runs from {row_ptr[0]} to {row_ptr[-1]}, leaves that range in "
+            f"{int(outside.sum())} places and falls in {int((lengths < 0).sum())} places; it must "
+            f"rise from 0 to the {blocks} blocks"
         )
     return lengths
 
