@@ -1,21 +1,34 @@
 """What a cubin says of itself: the parts of its ELF file that the launcher depends on."""
 
 import struct
+from collections.abc import Iterator
+
+_NO_BITS = 8  # a section without bytes in the file
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
     """Name -> content of a 64-bit little-endian ELF file."""
+    return {
+        name: b"" if kind == _NO_BITS else elf[start : start + length]
+        for name, kind, start, length in _headers(elf)
+    }
+
+
+def section_sizes(elf: bytes) -> dict[str, int]:
+    """Name -> bytes in memory, also of sections that have none in the file."""
+    return {name: length for name, _, _, length in _headers(elf)}
+
+
+def _headers(elf: bytes) -> Iterator[tuple[str, int, int, int]]:
+    """Name, type, offset and size of every section."""
     assert elf[:6] == b"\x7fELF\x02\x01"
     (offset,) = struct.unpack_from("<Q", elf, 0x28)
     size, count, names_index = struct.unpack_from("<3H", elf, 0x3A)
     headers = [struct.unpack_from("<IIQQQQII", elf, offset + i * size) for i in range(count)]
     names = headers[names_index][4]
-    found = {}
     for name, kind, _, _, start, length, *_ in headers:
         end = elf.index(b"\0", names + name)
-        content = b"" if kind == 8 else elf[start : start + length]
-        found[elf[names + name : end].decode()] = content
-    return found
+        yield elf[names + name : end].decode(), kind, start, length
 
 
 def attributes(info: bytes, number: int) -> list[bytes]:
