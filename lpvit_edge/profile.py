@@ -166,11 +166,15 @@ def _energy_mj(
 def call_energy_mj(
     run: Callable[[], object], sampler: "Sampler", info: "SourceInfo"
 ) -> float | None:
-    """Gross energy of one call, looped for one window; None where the sensor could not tell."""
+    """Gross energy of one call, looped for one window; None where the sensor could not tell.
+
+    A window with a doubt (readings in step with the work, a counter that stood still) tells
+    nothing: there is one only, and no repeats to hold it against.
+    """
     from lpvit_profilers.energy_window import measure_window
 
     window = measure_window(run, sampler, info, for_s=ENERGY_WINDOW_S)
-    if window.energy_mj is None or not window.calls:
+    if window.energy_mj is None or window.reason or not window.calls:
         return None
     return window.energy_mj / window.calls
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lpvit_profilers.base import SourceInfo
     from lpvit_profilers.sampler import Sampler
 
+_CONTRADICT = "some readings contradict each other (a rail above its own total)"
+
 
 @contextmanager
 def sensor_of(
@@ -55,12 +57,17 @@ def checked(
     note: PowerNote, gemms: tuple[GemmCost, ...], sensor: "tuple[Sampler, SourceInfo] | None"
 ) -> PowerNote:
     """The note after the measurement: what the sensor did not tell, and whether to believe it."""
+    from lpvit_profilers.base import STUCK
+
     if sensor is None:
         return note
     silent = sum(gemm.energy_mj is None for gemm in gemms)
-    suspect = sensor[0].was_suspect
+    sampler, info = sensor
+    stuck = sampler.never_moved and not info.has_counter
+    suspect = sampler.was_suspect or stuck
     said = [
-        *(["some readings contradict each other (a rail above its own total)"] if suspect else []),
+        *([_CONTRADICT] if sampler.was_suspect else []),
+        *([STUCK] if stuck else []),
         *([f"no energy for {silent} of {len(gemms)} forms"] if silent else []),
     ]
     quality = "unavailable" if silent == len(gemms) else "suspect" if suspect else note.quality

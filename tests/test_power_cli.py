@@ -20,7 +20,7 @@ from lpvit_edge.errors import (
     LpvitEdgeError,
     UnknownOptionError,
 )
-from lpvit_profilers.base import PowerSource
+from lpvit_profilers.base import STUCK, PowerSource
 from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 
 SYSFS = Path(__file__).parent / "fixtures" / "sysfs"
@@ -114,6 +114,19 @@ def test_a_gap_in_a_log_leaves_the_energy_unknown(run: Run, tmp_path: Path) -> N
     document = json.loads(run("power", "--replay", str(path), "--json").stdout)
     assert (document["samples"], document["duration_s"]) == (6, 11.0)
     assert document["energy_mj"] is None
+
+
+def test_a_reading_that_never_moves_is_suspect(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "stuck.log"
+
+    def shown(readings: list[int]) -> tuple[str, str | None]:
+        path.write_text("\n".join(LINE.format(n, mw) for n, mw in enumerate(readings)))
+        document = json.loads(run("power", "--replay", str(path), "--json").stdout)
+        return document["quality"], document["reason"]
+
+    assert shown([4000] * 20) == ("suspect", STUCK)
+    assert shown([4000] * 19) == ("measured", None)  # too few to tell
+    assert shown([4000] * 19 + [4040]) == ("measured", None)
 
 
 def test_power_prints_a_table_of_at_most_80_columns(run: Run, log: Path) -> None:

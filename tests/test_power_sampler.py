@@ -12,6 +12,7 @@ from lpvit_edge.errors import MeasurementError
 from lpvit_profilers.base import Conditions, PowerSample, SourceInfo, opened
 from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 from lpvit_profilers.rapl import RaplSource
+from lpvit_profilers.replay import Recording, ReplaySource
 from lpvit_profilers.sampler import Sampler
 
 SYSFS = Path(__file__).parent / "fixtures" / "sysfs"
@@ -99,6 +100,24 @@ def test_a_reading_that_failed_is_nan_with_a_reason_and_not_zero() -> None:
         run_until(sampler, source, 10)
     assert np.isnan(sampler.trace().power_mw[3])
     assert sampler.last_reason == "it slept"
+
+
+def test_a_sensor_that_never_moves_is_found_out() -> None:
+    def never_moved(readings: list[float]) -> bool:
+        samples = (
+            PowerSample(t_ns=n, rails_mw={}, total_mw=mw, quality="measured")
+            for n, mw in enumerate(readings)
+        )
+        source = ReplaySource(Recording(info=INFO, samples=tuple(samples)))
+        with opened(source), Sampler(source, poll_s=0.0005) as sampler:
+            while source.remaining:
+                sampler.check()
+                time.sleep(0.001)
+        return sampler.never_moved
+
+    assert never_moved([5.0] * 20)
+    assert not never_moved([5.0] * 20 + [6.0])
+    assert not never_moved([5.0] * 10)
 
 
 def test_a_value_that_is_not_new_is_not_counted_twice() -> None:

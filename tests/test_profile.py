@@ -13,7 +13,7 @@ from lpvit_edge.profile_doubts import reasons
 from lpvit_edge.profile_partial import Partial
 from lpvit_edge.profile_power import checked, origin
 from lpvit_edge.records import GemmCost, LayerShape, ModelIdentity, PowerNote
-from lpvit_profilers.base import opened
+from lpvit_profilers.base import STUCK, opened
 from lpvit_profilers.estimate import EstimatedSource
 
 
@@ -212,7 +212,7 @@ def test_a_layers_energy_is_a_share_of_the_difference_or_unknown(
     energies = iter((full_mj, base_mj))
 
     def window(*_: object, **__: object) -> SimpleNamespace:
-        return SimpleNamespace(energy_mj=next(energies), calls=40)
+        return SimpleNamespace(energy_mj=next(energies), calls=40, reason=None)
 
     monkeypatch.setattr("lpvit_profilers.energy_window.measure_window", window)
     runs: Any = {"full": lambda: None, "base": lambda: None}
@@ -220,16 +220,36 @@ def test_a_layers_energy_is_a_share_of_the_difference_or_unknown(
     assert profiling._energy_mj(runs, sensor, sensor, copies=4) == layer_mj
 
 
+def test_a_window_with_a_doubt_gives_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(energy_mj=900.0, calls=40, reason="the sensor and the work in step")
+    monkeypatch.setattr("lpvit_profilers.energy_window.measure_window", lambda *_, **__: found)
+    sensor: Any = None
+    assert profiling.call_energy_mj(lambda: None, sensor, sensor) is None
+
+
+def sensor(*, suspect: bool = False, stuck: bool = False, has_counter: bool = False) -> Any:
+    sampler = SimpleNamespace(was_suspect=suspect, never_moved=stuck)
+    return sampler, SimpleNamespace(has_counter=has_counter)
+
+
 def test_doubts_about_the_energies_are_in_the_profile() -> None:
     note = PowerNote(source="x", scope="module_input", quality="measured", reason=None)
-    sensor: Any = (SimpleNamespace(was_suspect=True), None)
     with_energy = cost(SMALL, energy_mj=1.0)
-    found = checked(note, (with_energy, cost(LARGE)), sensor)
+    found = checked(note, (with_energy, cost(LARGE)), sensor(suspect=True))
     assert found.quality == "suspect"
     assert found.reason is not None
     assert "no energy for 1 of 2 forms" in found.reason
-    assert checked(note, (cost(LARGE),), sensor).quality == "unavailable"
-    assert checked(note, (with_energy,), (SimpleNamespace(was_suspect=False), None)) == note  # type: ignore[arg-type]
+    assert checked(note, (cost(LARGE),), sensor(suspect=True)).quality == "unavailable"
+    assert checked(note, (with_energy,), sensor()) == note
+
+
+def test_energies_of_a_stuck_sensor_do_not_pass_for_measured() -> None:
+    note = PowerNote(source="x", scope="module_input", quality="measured", reason=None)
+    found = checked(note, (cost(SMALL, energy_mj=1.0),), sensor(stuck=True))
+    assert (found.quality, found.reason) == ("suspect", STUCK)
+    # a counter is read, not the power that was made from it
+    counted = checked(note, (cost(SMALL, energy_mj=1.0),), sensor(stuck=True, has_counter=True))
+    assert counted == note
 
 
 def said(*gemms: GemmCost, total: float = 1.0, **changes: Any) -> list[str]:

@@ -34,15 +34,16 @@ INFO = SourceInfo(
 
 
 def recording(path: Path) -> Recording:
-    """Ten seconds of a steady 10 W, through the file that `lpvit power` writes."""
+    """Ten seconds of 10 W within 1 %, through the file that `lpvit power` writes."""
     samples = (
         PowerSample(
             t_ns=index * 2_000_000,
-            rails_mw={"VDD_IN": POWER_MW},
-            total_mw=POWER_MW,
+            rails_mw={"VDD_IN": power_mw},
+            total_mw=power_mw,
             quality="measured",
         )
         for index in range(5000)
+        for power_mw in (POWER_MW * (0.99 + 0.01 * (index % 3)),)
     )
     write_recording(path, INFO, samples)
     return read_recording(path)

@@ -265,7 +265,7 @@ def test_an_estimate_is_labelled_everywhere() -> None:
 
 @pytest.mark.parametrize("tdp_w", [0.0, -5.0, 1e6, float("nan")])
 def test_an_estimate_needs_a_sensible_tdp(tdp_w: float) -> None:
-    with pytest.raises(ValueError, match="state the processor's TDP in watts"):
+    with pytest.raises(UnknownOptionError, match="state the processor's TDP in watts"):
         EstimatedSource(tdp_w=tdp_w)
 
 

@@ -79,7 +79,8 @@ def test_thors_first_input_of_zero_is_suspect() -> None:
 
 
 def test_constants_and_zones_without_power_are_left_out() -> None:
-    assert parse_line("PMIC@100C CV0@-256C gpu@41.8C/44C").temperatures_c == {"gpu": 41.8}
+    line = "PMIC@100C pmic@50C CV0@-256C gpu@41.8C/44C"
+    assert parse_line(line).temperatures_c == {"gpu": 41.8}
 
 
 def test_memory_cut_before_its_unit_is_not_a_rail() -> None:

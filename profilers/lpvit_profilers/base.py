@@ -13,6 +13,9 @@ import msgspec
 # What a total covers. "module" is a sum of rails that has no sensor of its own at the input.
 Scope = Literal["module_input", "board_input", "module", "gpu_board", "rail", "cpu_package"]
 Quality = Literal["measured", "summed", "estimated", "suspect", "unavailable"]
+# Power never stands still: so many equal readings come from a sensor that does.
+STUCK_AFTER = 20
+STUCK = "the sensor's reading never moved; it is stuck, or its step is too wide"
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

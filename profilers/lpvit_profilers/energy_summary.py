@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from lpvit_profilers.base import Conditions, Quality, SourceInfo
+from lpvit_profilers.base import STUCK, STUCK_AFTER, Conditions, Quality, SourceInfo
 from lpvit_profilers.energy_records import EnergyMeasurement, EnergyRepeat
 from lpvit_profilers.energy_window import Window
 from lpvit_profilers.uncertainty import (
@@ -170,8 +170,8 @@ def _reasons(session: Session, repeats: tuple[EnergyRepeat, ...]) -> tuple[str, 
     reasons += _distinct(w.reason for w in windows if w.energy_mj is not None)
     if session.was_suspect:
         reasons.append("some readings contradict each other (a rail above its own total)")
-    if any(w.samples >= 20 and w.distinct == 1 and w.counter_mj is None for w in windows):
-        reasons.append("the sensor's reading never moved; it is stuck, or its step is too wide")
+    if any(w.samples >= STUCK_AFTER and w.distinct == 1 and w.counter_mj is None for w in windows):
+        reasons.append(STUCK)
     reasons += _drifts(repeats)
     reasons += _methods_apart(windows)
     for when, idle in (("before", session.idle_before), ("after", session.idle_after)):

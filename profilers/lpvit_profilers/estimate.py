@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from lpvit_edge.deps import require
+from lpvit_edge.errors import UnknownOptionError
 from lpvit_profilers.base import Conditions, PowerSample, SourceInfo
 
 RAIL = "CPU (estimated)"
@@ -20,7 +21,9 @@ class EstimatedSource:
 
     def __init__(self, *, tdp_w: float) -> None:
         if not 0 < tdp_w < 2000:
-            raise ValueError(f"tdp_w is {tdp_w}; state the processor's TDP in watts, such as 65")
+            raise UnknownOptionError(
+                f"the TDP is {tdp_w:g} W; state the processor's TDP in watts, such as 65"
+            )
         self._tdp_w = tdp_w
         self._psutil: Any = None
         self._info: SourceInfo | None = None

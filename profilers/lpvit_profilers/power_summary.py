@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from lpvit_profilers.base import PowerSample, Quality, Scope, SourceInfo
+from lpvit_profilers.base import STUCK, STUCK_AFTER, PowerSample, Quality, Scope, SourceInfo
 from lpvit_profilers.integrate import MAX_GAP_S
 
 
@@ -59,6 +59,10 @@ class _Running(msgspec.Struct, kw_only=True):
         self.min_mw = min(self.min_mw, value_mw)
         self.max_mw = max(self.max_mw, value_mw)
 
+    @property
+    def is_stuck(self) -> bool:
+        return self.samples >= STUCK_AFTER and self.min_mw == self.max_mw
+
     def summary(self, name: str) -> RailSummary:
         return RailSummary(
             name=name,
@@ -107,6 +111,8 @@ def summarise_power(info: SourceInfo, samples: Iterable[PowerSample]) -> PowerSu
             continue
         total.add(sample.total_mw)
         energy.add(sample.t_ns, sample.total_mw)
+    if quality != "suspect" and total.is_stuck:
+        quality, reason = "suspect", STUCK
     return PowerSummary(
         source=info.name,
         sensor=info.sensor,

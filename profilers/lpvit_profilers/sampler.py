@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from lpvit_edge.errors import LpvitEdgeError, MeasurementError
-from lpvit_profilers.base import Conditions, PowerSample, PowerSource, SourceInfo
+from lpvit_profilers.base import STUCK_AFTER, Conditions, PowerSample, PowerSource, SourceInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,6 +111,13 @@ class Sampler:
     def was_suspect(self) -> bool:
         """Whether any reading contradicted itself."""
         return "suspect" in self._qualities
+
+    @property
+    def never_moved(self) -> bool:
+        """Whether all readings that the ring holds, and they are enough to tell, are the same."""
+        power_mw = self.trace().power_mw
+        known = power_mw[np.isfinite(power_mw)]
+        return len(known) >= STUCK_AFTER and bool((known == known[0]).all())
 
     def check(self) -> None:
         """Raise what stopped the thread, if anything did."""

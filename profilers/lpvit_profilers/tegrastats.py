@@ -97,7 +97,7 @@ def _temperatures_c(line: str) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in _TEMPERATURE.findall(line)
-        if name != "PMIC" and float(value) > -100
+        if name.upper() != "PMIC" and float(value) > -100
     }
 
 
