@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from lpvit_edge.errors import EngineError, LpvitEdgeError, ModelError
 from lpvit_engines.cuda.half import from_bits, to_bits
 from lpvit_engines.cuda.manifest import shipped_manifest
-from lpvit_engines.cuda.packing import PackedWeight, pack
+from lpvit_engines.cuda.packing import PANEL_COLS, PackedWeight, pack
 from tests.cuda.layers import Case, blocks_of, dense
 
 SHAPES = sorted({(v.block_rows, v.block_cols) for v in shipped_manifest().variants})
+
+
+def test_every_kernel_reads_panels_of_the_width_that_is_packed() -> None:
+    assert {variant.panel_cols for variant in shipped_manifest().variants} == {PANEL_COLS}
 
 
 def unpacked(packed: PackedWeight) -> NDArray[np.float32]:

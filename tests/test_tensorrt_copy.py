@@ -255,6 +255,15 @@ def test_a_block_without_a_kernel_is_refused(matrix: Callable[..., BlockSparseMa
         tensorrt_copy(layer(matrix(64, 1)))
 
 
+def test_a_bias_of_another_length_is_refused(matrix: Callable[..., BlockSparseMatrix]) -> None:
+    portable = layer(matrix())
+    (node,) = [n for n in portable.graph.node if n.domain == "lpvit"]
+    (bias,) = [x for x in portable.graph.initializer if x.name == node.input[4]]
+    bias.CopyFrom(numpy_helper.from_array(np.zeros(127, np.float32), bias.name))
+    with pytest.raises(EngineError, match=r"has 128 outputs and a bias of shape \(127,\)"):
+        tensorrt_copy(portable)
+
+
 def test_another_version_of_the_node_is_refused(matrix: Callable[..., BlockSparseMatrix]) -> None:
     portable = layer(matrix())
     (node,) = [n for n in portable.graph.node if n.domain == "lpvit"]

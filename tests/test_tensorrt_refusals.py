@@ -48,3 +48,42 @@ def test_only_a_parser_of_10_3_that_refused_is_asked_again_weakly_typed(
             b"strong", weak=b"weak", sparse_weights=False, free_bytes=1, device="d", cache=tmp_path
         )
     assert tried == tries
+
+
+GIVEN = {"block_rows": 64, "block_cols": 16, "in_features": 768, "out_features": 3072}
+SHAPES = {
+    "x": (8, 197, 768), "panels": (600, 64, 64), "rows": (48, 4), "columns": (2400,),
+    "bias": (3072,),
+}  # fmt: skip
+
+
+def test_the_inputs_of_a_sparse_layer_are_taken() -> None:
+    plugin.check_shapes(GIVEN, list(SHAPES.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("x", (8, 197, 767)),
+        ("x", ()),
+        ("panels", (600, 64, 128)),
+        ("panels", (600, 32, 64)),
+        ("panels", ()),
+        ("rows", (49, 4)),
+        ("rows", (48, 3)),
+        ("columns", (2399,)),
+        ("bias", (3071,)),
+    ],
+)
+def test_inputs_that_are_not_the_layers_are_refused_before_a_kernel_reads_them(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(EngineError, match=r"3072 outputs and 768 inputs in blocks of 64x16"):
+        plugin.check_shapes(GIVEN, list((SHAPES | {name: shape}).values()))
+
+
+def test_a_batch_that_the_kernels_cannot_count_is_refused_at_build() -> None:
+    batch = 2**31 // (197 * 3072)
+    plugin.check_shapes(GIVEN, list((SHAPES | {"x": (batch, 197, 768)}).values()))
+    with pytest.raises(EngineError, match="build for a smaller batch"):
+        plugin.check_shapes(GIVEN, list((SHAPES | {"x": (batch + 1, 197, 768)}).values()))

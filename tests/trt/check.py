@@ -103,6 +103,30 @@ def overridden(trt: Any) -> list[str]:
     return wrong
 
 
+def plugin_refuses_other_shapes(trt: Any, made: Any) -> None:
+    """At build and where a shape changes, with TensorRT's own descriptions."""
+    from lpvit_edge.errors import EngineError
+
+    right = [(1, 197, 768), (600, 64, 64), (48, 4), (2400,), (3072,)]
+    at_build = [trt.DynamicPluginTensorDesc() for _ in right]
+    at_run = [trt.PluginTensorDesc() for _ in right]
+    for index, shape in enumerate(right):
+        at_build[index].desc.dims = at_build[index].max = trt.Dims(shape)
+        at_run[index].dims = trt.Dims(shape)
+    made.configure_plugin(at_build, [])
+    made.on_shape_change(at_run, [])
+    at_build[0].desc.dims = trt.Dims((-1, 197, 768))  # an open batch counts at its largest
+    made.configure_plugin(at_build, [])
+    at_build[0].max = trt.Dims((10_000, 197, 768))
+    at_run[4].dims = trt.Dims((3071,))
+    for call, given in ((made.configure_plugin, at_build), (made.on_shape_change, at_run)):
+        try:
+            call(given, [])
+        except EngineError:
+            continue
+        raise AssertionError(f"{call.__name__} took shapes that are not the layer's")
+
+
 def plugin_works(trt: Any, library: str) -> None:
     """The creator and the plugin with real TensorRT objects, on the fake driver."""
     import numpy as np
@@ -142,6 +166,8 @@ def plugin_works(trt: Any, library: str) -> None:
     described[1].desc.format = trt.TensorFormat.CHW32
     assert not made.supports_format_combination(1, described, 5)
     assert made.get_output_data_types([trt.DataType.HALF] * 5) == [trt.DataType.HALF]
+
+    plugin_refuses_other_shapes(trt, made)
 
     class Description:
         def __init__(self, *dims: int) -> None:

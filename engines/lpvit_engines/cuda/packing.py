@@ -18,6 +18,7 @@ from lpvit_engines.cuda.manifest import DType, shipped_manifest
 
 Indices = NDArray[np.int32]
 INT32_MAX = 2**31 - 1
+PANEL_COLS = 64  # of every kernel that ships; a test holds it against the manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
 from lpvit_engines.cuda.half import to_bits
 from lpvit_engines.cuda.kernel import Kernel, open_kernel
-from lpvit_engines.cuda.packing import PackedWeight
+from lpvit_engines.cuda.packing import PANEL_COLS, PackedWeight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,11 +182,11 @@ def check_weight(
     packing.pack writes them, and only what it wrote may be passed.
     """
     torch = require("torch")
-    whole = values.ndim == 3 and block_cols > 0 and values.shape[2] % block_cols == 0
+    whole = values.ndim == 3 and block_cols > 0 and values.shape[2] == PANEL_COLS
     if (
         not whole
         or rows.shape != (len(rows), 4)
-        or columns.shape != (len(values) * values.shape[2] // block_cols,)
+        or columns.shape != (len(values) * (PANEL_COLS // block_cols),)
         or bias.shape != (len(rows) * values.shape[1],)
         or (rows.dtype, columns.dtype, bias.dtype) != (torch.int32, torch.int32, values.dtype)
         or {rows.device, columns.device, bias.device} != {values.device}

@@ -105,6 +105,11 @@ def _sparse_node(graph: Graph, node: Any, dense: Collection[str]) -> list[Any] |
         w = graph.constant(f"{node.name}.dense", weight.T)
         return _dense_nodes(graph, node, x, w, bias, activation)
     packed = pack(blocks, pointers, indices, in_features=in_features)
+    if graph.arrays[bias].shape != (packed.out_features,):
+        raise EngineError(
+            f"sparse node {node.name} has {packed.out_features} outputs and a bias of shape "
+            f"{graph.arrays[bias].shape}; export the model again with lpvit build"
+        )
     names = [
         graph.constant(f"{node.name}.panels", packed.values.view(np.float16)),
         graph.constant(f"{node.name}.rows", packed.rows),

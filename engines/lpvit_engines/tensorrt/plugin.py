@@ -11,6 +11,8 @@ shape. Replaying a captured graph runs no Python.
 import logging
 import math
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +22,7 @@ from lpvit_edge.errors import EngineError, LpvitEdgeError
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.cuda.calls import load_calls
 from lpvit_engines.cuda.kernel import Kernel, open_kernel
+from lpvit_engines.cuda.packing import INT32_MAX, PANEL_COLS
 
 NAME, NAMESPACE, VERSION = "BlockSparseLinear", "lpvit", "1"
 _INTEGERS = ("block_rows", "block_cols", "in_features", "out_features")
@@ -65,6 +68,40 @@ def read_fields(fields: Any) -> dict[str, Any]:
     return {**given, "activation": activation}
 
 
+def check_shapes(given: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse inputs that do not make the layer of the attributes: the kernel trusts them.
+
+    shapes are those of X, panels, rows, columns and bias. Raises EngineError.
+    """
+    x, panels, rows, columns, bias = shapes
+    outputs, inputs = given["out_features"], given["in_features"]
+    segments = panels[0] * PANEL_COLS // given["block_cols"] if panels else 0
+    if (
+        x[-1:] != (inputs,)
+        or panels != (*panels[:1], given["block_rows"], PANEL_COLS)
+        or rows != (outputs // given["block_rows"], 4)
+        or columns != (segments,)
+        or bias != (outputs,)
+    ):
+        raise EngineError(
+            f"X {x}, panels {panels}, rows {rows}, columns {columns} and bias {bias} are not those "
+            f"of {outputs} outputs and {inputs} inputs in blocks of {given['block_rows']}x"
+            f"{given['block_cols']}: export the model again and build it again"
+        )
+    tokens = math.prod(x[:-1])
+    if tokens * max(inputs, outputs) > INT32_MAX:
+        raise EngineError(
+            f"{tokens} tokens of {max(inputs, outputs)} features: the kernels count up to "
+            f"{INT32_MAX} elements; build for a smaller batch"
+        )
+
+
+def upper_shape(described: Any) -> tuple[int, ...]:
+    """The shape of a tensor at build, at its largest where TensorRT leaves it open (-1)."""
+    sizes = tuple(described.desc.dims)
+    return tuple(described.max) if any(size < 0 for size in sizes) else sizes
+
+
 def register(trt: Any, *, library: str = cuda.LIBRARY) -> None:
     """Make the plugin known, before parsing and before loading an engine; again is harmless."""
     creator = _creator(trt, library)
@@ -84,6 +121,16 @@ def register(trt: Any, *, library: str = cuda.LIBRARY) -> None:
 def _creator(trt: Any, library: str) -> Any:
     """The one creator of this process; kept here because TensorRT does not keep it alive."""
     return creator_class(trt)(library)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """TensorRT turns an exception into a number; the words go to the log."""
+    try:
+        yield
+    except LpvitEdgeError as error:
+        _LOG.error("%s::%s: %s", NAMESPACE, NAME, error)
+        raise
 
 
 @lru_cache
@@ -132,10 +179,12 @@ def plugin_class(trt: Any) -> Any:
 
         # TensorRT names the first parameter `in`, which Python cannot; it passes by position.
         def configure_plugin(self, in_: Any, out: Any) -> None:
-            pass
+            with _told():
+                check_shapes(self.given, [upper_shape(described) for described in in_])
 
         def on_shape_change(self, in_: Any, out: Any) -> None:
-            pass
+            with _told():
+                check_shapes(self.given, [tuple(described.dims) for described in in_])
 
         def get_workspace_size(self, in_: Any, out: Any) -> int:
             return 0
@@ -170,7 +219,7 @@ def plugin_class(trt: Any) -> Any:
             workspace: int,
             stream: int,
         ) -> None:
-            try:
+            with _told():
                 self.kernel.launch(
                     x=inputs[0],
                     values=inputs[1],
@@ -185,10 +234,6 @@ def plugin_class(trt: Any) -> Any:
                     block_row_count=input_desc[2].dims[0],
                     stream=stream,
                 )
-            except LpvitEdgeError as error:
-                # TensorRT turns the exception into a number; the words go here.
-                _LOG.error("%s::%s: %s", NAMESPACE, NAME, error)
-                raise
 
     return BlockSparseLinear
 
