@@ -38,6 +38,11 @@ INSTRUCTION_SETS: dict[str, list[InstructionSet]] = {
     "": [("portable", 4, 2, [])],
 }
 
+# Kernels of narrower numbers, beside the instruction set that they extend.
+NARROW_KERNELS: dict[str, dict[str, list[str]]] = {
+    "avx512": {"kernel_bf16": ["-mavx512bw", "-mavx512vl", "-mavx512bf16"]},
+}
+
 
 class NativeKernel(BuildHookInterface):  # type: ignore[misc]
     """The hook that hatchling finds by this file's name; pyproject.toml asks for it in wheels."""
@@ -94,13 +99,17 @@ def build_kernel(
     with tempfile.TemporaryDirectory() as scratch:
         objects = [
             compile_object(compiler, flags, native / f"{part}.cpp", Path(scratch, f"{part}.o"))
-            for part in ("layer", "attention")
+            for part in ("layer", "packing", "attention")
         ]
         for name, lanes, widest, own in sets:
             macros = [f"-DLPVIT_ISA={name}", f"-DLPVIT_LANES={lanes}", f"-DLPVIT_WIDEST={widest}"]
             words = [*flags, *own, *macros]
             for part in ("kernel", "attention_tile"):
                 compiled = Path(scratch, f"{part}-{name}.o")
+                objects.append(compile_object(compiler, words, native / f"{part}.cpp", compiled))
+            for part, extra in NARROW_KERNELS.get(name, {}).items():
+                compiled = Path(scratch, f"{part}.o")
+                words = [*flags, *own, *extra]
                 objects.append(compile_object(compiler, words, native / f"{part}.cpp", compiled))
         command([*compiler, *flags, "-shared", *objects, "-o", str(target)])
 

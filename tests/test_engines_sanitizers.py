@@ -74,9 +74,15 @@ def test_every_instruction_set_of_this_machine_steps_nowhere_it_should_not(
     flags = Path("/proc/cpuinfo").read_text().split()
     compiler, sets = build.find_compiler(), build.INSTRUCTION_SETS["x86_64"]
     lines = run_check(build, tmp_path, compiler=compiler, sets=sets, flags=SANITIZERS)
-    expected = [("avx512", "avx512f" in flags), ("avx2", {"avx2", "fma"} <= set(flags))]
-    names = [name for name, is_here in expected if is_here]
-    assert lines == [f"{name} equals float64 in 44 cases" for name in (*names, "portable")]
+    expected = [
+        ("avx512_bf16", 34, "avx512_bf16" in flags),
+        ("avx512", 44, "avx512f" in flags),
+        ("avx2", 44, {"avx2", "fma"} <= set(flags)),
+        ("portable", 44, True),
+    ]
+    assert lines == [
+        f"{name} equals float64 in {n} cases" for name, n, is_here in expected if is_here
+    ]
 
 
 @ON_X86

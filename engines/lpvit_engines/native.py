@@ -1,6 +1,7 @@
 """The native kernel, through ctypes: which instruction set runs, and packed layers.
 
-The environment variable LPVIT_ISA (avx512, avx2, neon or portable) forces an instruction set.
+The environment variable LPVIT_ISA (avx512, avx2, neon or portable) forces an instruction set for
+float32. bfloat16 has one only: avx512_bf16.
 """
 
 import ctypes
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines.block_sparse import Activation, BlockSparseMatrix
 
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")  # best first
+Precision = Literal["float32", "bf16"]
+BF16_INSTRUCTION_SET = "avx512_bf16"
 _ACTIVATIONS: dict[str, int] = {"none": 0, "gelu": 1}
 _FOLDER = Path(__file__).parent
 
@@ -42,8 +45,10 @@ class _Matrix(ctypes.Structure):
 class PackedLayer:
     """A block-sparse linear layer in the kernel's own layout; close() frees its memory.
 
-    `threads` is the address of a table of thread functions (tbb_threads()), or None to run on the
-    calling thread. Raises EngineError for a bias or an activation that does not fit.
+    In bf16, weights and x are rounded to bfloat16 and the products added up in float32. `threads`
+    is the address of a table of thread functions (tbb_threads()), or None to run on the calling
+    thread. Raises EngineError for a bias or an activation that does not fit, and
+    EnvironmentUnfitError where this machine has no instructions for the precision.
     """
 
     def __init__(
@@ -54,9 +59,10 @@ class PackedLayer:
         activation: Activation = "none",
         threads: int | None = None,
         isa: str | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self._handle = None
-        self.isa = isa or instruction_set()
+        self.isa = isa or instruction_set(precision)
         self.in_features = matrix.in_features
         self.out_features = matrix.out_features
         self.pattern = f"{matrix.block_rows}x{matrix.block_cols}"
@@ -64,11 +70,14 @@ class PackedLayer:
         self._handle = _create(self._library, matrix, bias, activation, self.isa)
         # run(x_address, tokens, out_address) is the call without checks: contiguous float32
         # (tokens, features) at both addresses. A partial adds no Python frame to the C call.
-        self.run: Callable[[int, int, int], None] = partial(
-            self._library.lpvit_run, ctypes.c_void_p(self._handle), ctypes.c_void_p(threads)
+        is_bf16 = self.isa == BF16_INSTRUCTION_SET
+        called = self._library.lpvit_run_prepared if is_bf16 else self._library.lpvit_run
+        call = partial(called, ctypes.c_void_p(self._handle), ctypes.c_void_p(threads))
+        self.run: Callable[[int, int, int], None] = (
+            partial(_run_prepared, call) if is_bf16 else call
         )
         self.addresses = {
-            "run": ctypes.cast(self._library.lpvit_run, ctypes.c_void_p).value or 0,
+            "run": ctypes.cast(called, ctypes.c_void_p).value or 0,
             "layer": self._handle,
             "threads": threads or 0,
         }
@@ -118,11 +127,13 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(isa for isa in INSTRUCTION_SETS if library().lpvit_supports(isa.encode()))
 
 
-def instruction_set() -> str:
+def instruction_set(precision: Precision = "float32") -> str:
     """The one that new layers use: LPVIT_ISA where it is set, otherwise this machine's best.
 
     Raises EnvironmentUnfitError for one that this machine lacks.
     """
+    if precision == "bf16":
+        return _bf16_instruction_set()
     available = instruction_sets()
     forced = os.environ.get("LPVIT_ISA")
     if forced is None:
@@ -142,12 +153,27 @@ def instruction_set() -> str:
     return forced
 
 
-def fma_flops(rounds: int) -> int:
+def _bf16_instruction_set() -> str:
+    forced = os.environ.get("LPVIT_ISA")
+    if forced is not None:
+        raise EnvironmentUnfitError(
+            f"LPVIT_ISA={forced} forces an instruction set without bfloat16. Unset it, or run in "
+            "float32"
+        )
+    if not library().lpvit_supports(BF16_INSTRUCTION_SET.encode()):
+        raise EnvironmentUnfitError(
+            "bf16 needs AVX512_BF16 (AMD from Zen 4, Intel Xeon from Cooper Lake), which this "
+            "processor lacks: without it bfloat16 would be slower than float32. Run in float32"
+        )
+    return BF16_INSTRUCTION_SET
+
+
+def fma_flops(rounds: int, *, precision: Precision = "float32") -> int:
     """Run multiply-adds on registers alone and return how many operations that were (2 each).
 
     Timed, it gives the peak of one core for the instruction set in use.
     """
-    return int(library().lpvit_fma_loop(instruction_set().encode(), rounds))
+    return int(library().lpvit_fma_loop(instruction_set(precision).encode(), rounds))
 
 
 @cache
@@ -167,6 +193,9 @@ def library() -> Any:
     pointer = ctypes.c_void_p
     loaded.lpvit_run.argtypes = [pointer, pointer, pointer, ctypes.c_int64, pointer]
     loaded.lpvit_run.restype = None
+    if hasattr(loaded, "lpvit_run_prepared"):  # a library from before bf16 supports no bf16 either
+        loaded.lpvit_run_prepared.argtypes = [*loaded.lpvit_run.argtypes, ctypes.c_int32]
+        loaded.lpvit_run_prepared.restype = ctypes.c_int32
     loaded.lpvit_attention_kernel.argtypes = [ctypes.c_char_p, ctypes.c_int32]
     loaded.lpvit_attention_kernel.restype = pointer
     loaded.lpvit_attention.argtypes = [
@@ -240,6 +269,12 @@ def _create(
             f"memory, or this machine lacks {isa}"
         )
     return int(handle)
+
+
+def _run_prepared(call: Any, x_address: int, tokens: int, out_address: int) -> None:
+    """From and to float32, element 0 of native/layer.h."""
+    if call(x_address, tokens, out_address, 0):
+        raise EngineError(f"no memory for a copy of {tokens} tokens; free some and run again")
 
 
 def _closed(_x_address: int, _tokens: int, _out_address: int) -> None:

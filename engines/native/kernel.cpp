@@ -5,6 +5,7 @@
 //   LPVIT_WIDEST  registers across the widest strip: 2 where there are 16 registers, 4 where 32
 // No standard header is used for code here: an inline function compiled with AVX flags could be
 // the copy that the linker keeps for every caller, on a machine without AVX as well.
+#include "gelu.h"
 #include "kernel.h"
 
 #define LPVIT_JOIN(a, b) a##b
@@ -28,26 +29,6 @@ constexpr int kPrefetchFloats = 1024;
 // Tile heights that fill the registers: rows * vectors accumulators, the weights, one broadcast.
 constexpr int tile_rows(int vectors) { return vectors < LPVIT_WIDEST ? 12 : 6; }
 
-// x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), exact (erf) GELU. Phi(-t) on 0 <= t <= 5.5 is a
-// polynomial in s = 2 t / 5.5 - 1, fitted here by weighted least squares to minimise the largest
-// t * error (5.8e-7); in float32 the result stays within 1e-6 of float64 (tests hold 2e-6).
-inline Vector gelu(Vector x) {
-    constexpr float p[] = {2.9799584299e-03f,  -2.5008747354e-02f, 9.4535000622e-02f,
-                           -2.0676803589e-01f, 2.7234369516e-01f,  -1.7778705060e-01f,
-                           -5.4695479572e-02f, 2.2245469689e-01f,  -1.5184360743e-01f,
-                           -4.7723557800e-02f, 1.1391010880e-01f,  -2.7933988720e-02f,
-                           -2.7246810496e-02f, 1.2783746235e-02f};
-    constexpr float limit = 5.5f;
-    const Vector zero = {};
-    const Vector positive = x > zero ? x : zero;
-    const Vector magnitude = x < zero ? -x : x;  // a NaN stays one
-    const Vector t = magnitude > zero + limit ? zero + limit : magnitude;
-    const Vector s = t * (2.0f / limit) - 1.0f;
-    Vector q = zero + p[13];
-    for (int i = 12; i >= 0; --i) q = q * s + p[i];
-    return positive - t * q;
-}
-
 // The tile's outputs, which lie in the first-level cache now; a loop here keeps the tile small.
 template <int ROWS, int VECTORS>
 void apply_gelu(float* y, std::size_t y_stride) {
@@ -64,7 +45,7 @@ void apply_gelu(float* y, std::size_t y_stride) {
 template <int ROWS, int VECTORS, int COLS>
 void tile(const Strip& strip, const Operands& at, int64_t token, int32_t block_cols,
           Activation activation) {
-    const float* x = at.x + token * at.x_stride;
+    const float* x = static_cast<const float*>(at.x) + token * at.x_stride;
     const float* w = strip.weights;
     const int32_t cols = COLS ? COLS : block_cols;
     Vector sum[ROWS][VECTORS];
@@ -95,7 +76,7 @@ void tile(const Strip& strip, const Operands& at, int64_t token, int32_t block_c
     constexpr int width = VECTORS * LPVIT_LANES;
     float padded[ROWS * width];  // only a strip with fewer outputs than lanes goes through it
     const bool is_whole = strip.outputs == width;
-    float* const y = at.y + token * at.y_stride + strip.first_output;
+    float* const y = static_cast<float*>(at.y) + token * at.y_stride + strip.first_output;
     float* const to = is_whole ? y : padded;
     const std::size_t stride = is_whole ? at.y_stride : width;
     LPVIT_UNROLL
@@ -181,7 +162,7 @@ int64_t fma_loop(int64_t rounds) {
 }  // namespace
 
 extern const Kernel LPVIT_SYMBOL(LPVIT_ISA);
-const Kernel LPVIT_SYMBOL(LPVIT_ISA) = {LPVIT_NAME(LPVIT_ISA), LPVIT_LANES, LPVIT_WIDEST, run,
-                                       fma_loop};
+const Kernel LPVIT_SYMBOL(LPVIT_ISA) = {LPVIT_NAME(LPVIT_ISA), LPVIT_LANES, LPVIT_WIDEST, 1, run,
+                                       fma_loop, nullptr};
 
 }  // namespace lpvit

@@ -34,9 +34,14 @@ LpvitLayer* lpvit_create(const LpvitMatrix* matrix, const char* isa);
 void lpvit_destroy(LpvitLayer* layer);
 // Bytes that a layer keeps.
 int64_t lpvit_bytes(const LpvitLayer* layer);
+// For a layer of a float32 instruction set:
 // y (tokens, out_features) = act(x (tokens, in_features) W^T + bias); null threads: the caller's.
 void lpvit_run(const LpvitLayer* layer, const LpvitThreads* threads, const float* x,
                int64_t tokens, float* y);
+// The same for a layer of avx512_bf16: x and y are float32 (element 0) or bfloat16 (1). 0, or 1 where
+// memory ran out and y was not written.
+int32_t lpvit_run_prepared(const LpvitLayer* layer, const LpvitThreads* threads, const void* x,
+                           int64_t tokens, void* y, int32_t element);
 // The attention of one instruction set for heads of that width; null where there is none.
 const void* lpvit_attention_kernel(const char* isa, int32_t head_dim);
 // out (tokens, heads * head_dim) = softmax(scale * Q K^T) V of each head, from qkv (tokens, 3 * heads

@@ -2,7 +2,9 @@
 // sees every step outside. Prints one line per instruction set; exits 1 at the first difference.
 #include <cmath>
 #include <cstdio>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -36,8 +38,25 @@ struct Weights {
     std::vector<int32_t> row_ptr, col_idx;
 };
 
-Weights make_weights(const Case& c, std::mt19937& random) {
+bool is_bfloat16(const char* isa) { return std::strcmp(isa, "avx512_bf16") == 0; }
+
+// The nearest bfloat16, the even one in the middle.
+float rounded(float value) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    std::memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
+// Weights and x of a bfloat16 kernel are rounded here already, so that only sums differ.
+float draw(std::mt19937& random, bool is_rounded) {
     std::normal_distribution<float> normal;
+    const float value = normal(random);
+    return is_rounded ? rounded(value) : value;
+}
+
+Weights make_weights(const Case& c, std::mt19937& random, bool is_rounded) {
     std::uniform_real_distribution<double> uniform;
     const int in = c.grid_cols * c.cols;
     Weights w;
@@ -49,14 +68,14 @@ Weights make_weights(const Case& c, std::mt19937& random) {
             w.col_idx.push_back(j);
             for (int r = 0; r < c.rows; ++r)
                 for (int k = 0; k < c.cols; ++k) {
-                    const float value = normal(random);
+                    const float value = draw(random, is_rounded);
                     w.values.push_back(value);
                     w.dense[(std::size_t(i) * c.rows + r) * in + j * c.cols + k] = value;
                 }
         }
         w.row_ptr.push_back(static_cast<int32_t>(w.col_idx.size()));
     }
-    for (int n = 0; n < c.grid_rows * c.rows; ++n) w.bias.push_back(normal(random));
+    for (int n = 0; n < c.grid_rows * c.rows; ++n) w.bias.push_back(draw(random, false));
     return w;
 }
 
@@ -72,18 +91,39 @@ double expected(const Case& c, const Weights& w, const float* x, int n, double* 
     return c.activation ? 0.5 * sum * (1 + std::erf(sum / std::sqrt(2.0))) : sum;
 }
 
+// From and to float32, which fills y, and from and to bfloat16, which must give the same rounded.
+bool run_bfloat16(const LpvitLayer* layer, const LpvitThreads* threads, const Case& c,
+                  const std::vector<float>& x, std::vector<float>& y) {
+    if (lpvit_run_prepared(layer, threads, x.data(), c.tokens, y.data(), 0) != 0) return false;
+    std::vector<uint16_t> short_x(x.size()), short_y(y.size());
+    for (std::size_t i = 0; i < x.size(); ++i)
+        std::memcpy(&short_x[i], reinterpret_cast<const char*>(&x[i]) + 2, 2);
+    if (lpvit_run_prepared(layer, threads, short_x.data(), c.tokens, short_y.data(), 1) != 0)
+        return false;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+        const float right = rounded(y[i]);
+        if (std::memcmp(&short_y[i], reinterpret_cast<const char*>(&right) + 2, 2) != 0) {
+            std::printf("%dx%d tokens %d: bfloat16 %zu differs\n", c.rows, c.cols, c.tokens, i);
+            return false;
+        }
+    }
+    return true;
+}
+
 bool check(const Case& c, const char* isa, const LpvitThreads* threads, std::mt19937& random) {
-    std::normal_distribution<float> normal;
-    const Weights w = make_weights(c, random);
+    const bool is_rounded = is_bfloat16(isa);
+    const Weights w = make_weights(c, random, is_rounded);
     const int in = c.grid_cols * c.cols, out = c.grid_rows * c.rows;
     std::vector<float> x(std::size_t(c.tokens) * in), y(std::size_t(c.tokens) * out, NAN);
-    for (float& value : x) value = normal(random);
+    for (float& value : x) value = draw(random, is_rounded);
     const LpvitMatrix matrix = {w.values.data(), w.row_ptr.data(), w.col_idx.data(), w.bias.data(),
                                 in, out, c.rows, c.cols, c.activation};
     LpvitLayer* layer = lpvit_create(&matrix, isa);
     if (layer == nullptr) return false;
-    lpvit_run(layer, threads, x.data(), c.tokens, y.data());
+    const bool is_whole = is_rounded ? run_bfloat16(layer, threads, c, x, y)
+                                     : (lpvit_run(layer, threads, x.data(), c.tokens, y.data()), true);
     lpvit_destroy(layer);
+    if (!is_whole) return false;
     for (int m = 0; m < c.tokens; ++m)
         for (int n = 0; n < out; ++n) {
             double scale = 0;
@@ -154,17 +194,21 @@ bool check_attention(const Heads& c, const char* isa, const LpvitThreads* thread
 
 int main() {
     const LpvitThreads threads = {three, backwards};
-    for (const char* isa : {"avx512", "avx2", "neon", "portable"}) {
+    for (const char* isa : {"avx512_bf16", "avx512", "avx2", "neon", "portable"}) {
         if (!lpvit_supports(isa)) continue;
         std::mt19937 random(1);
         for (const Case& c : kCases)
             if (!check(c, isa, nullptr, random) || !check(c, isa, &threads, random)) return 1;
-        for (const Heads& c : kHeads)
-            if (!check_attention(c, isa, nullptr, random) ||
-                !check_attention(c, isa, &threads, random))
-                return 1;
+        std::size_t cases = 2 * sizeof(kCases) / sizeof(Case);
+        if (!is_bfloat16(isa)) {  // which has no attention of its own
+            for (const Heads& c : kHeads)
+                if (!check_attention(c, isa, nullptr, random) ||
+                    !check_attention(c, isa, &threads, random))
+                    return 1;
+            cases += 2 * sizeof(kHeads) / sizeof(Heads);
+        }
         if (lpvit_fma_loop(isa, 10) <= 0) return 1;
-        std::printf("%s equals float64 in %zu cases\n", isa, 2 * (sizeof(kCases) / sizeof(Case) + sizeof(kHeads) / sizeof(Heads)));
+        std::printf("%s equals float64 in %zu cases\n", isa, cases);
     }
     return 0;
 }

@@ -1,0 +1,183 @@
+// Choice of the instruction set, and packing of a layer for it.
+#include "packing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+namespace lpvit {
+
+const Kernel* find_kernel(const char* isa) {
+    if (std::strcmp(isa, "portable") == 0) return &portable_kernel;
+#if defined(LPVIT_ONLY_PORTABLE)
+#elif defined(__x86_64__)
+    if (std::strcmp(isa, "avx512_bf16") == 0)
+        return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl")
+                   ? &avx512_bf16_kernel
+                   : nullptr;
+    if (std::strcmp(isa, "avx512") == 0 && __builtin_cpu_supports("avx512f")) return &avx512_kernel;
+    if (std::strcmp(isa, "avx2") == 0 && __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("fma"))
+        return &avx2_kernel;
+#elif defined(__aarch64__)
+    if (std::strcmp(isa, "neon") == 0) return &neon_kernel;  // part of every ARMv8-A
+#endif
+    return nullptr;
+}
+
+namespace {
+
+// A tile pays this many columns' worth of time before its first one (bias, epilogue, stores).
+constexpr int64_t kTileOverhead = 16;
+
+Floats zeros(std::size_t count) {
+    const std::size_t bytes = aligned(std::max<std::size_t>(count, 1) * sizeof(float));
+    auto* memory = static_cast<float*>(std::aligned_alloc(kAlignment, bytes));
+    if (memory == nullptr) throw std::bad_alloc();
+    std::memset(memory, 0, bytes);
+    return Floats(memory);
+}
+
+// To the nearest bfloat16, to even in the middle; a NaN stays one.
+uint16_t bfloat16(float value) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Input features of a strip's stored columns, padding included.
+int64_t strip_columns(const LpvitLayer& layer, const Strip& strip) {
+    return int64_t{strip.blocks} * (layer.kernel->preparation ? layer.kernel->step : layer.width);
+}
+
+// Fills `columns` for every block row; returns where each one's begin, and the end.
+std::vector<std::size_t> list_columns(LpvitLayer& layer, const LpvitMatrix& matrix) {
+    const int32_t block_rows = matrix.out_features / matrix.block_rows;
+    const bool is_stepped = layer.kernel->preparation != nullptr;
+    std::vector<std::size_t> first;
+    for (int32_t row = 0; row < block_rows; ++row) {
+        first.push_back(layer.columns.size());
+        for (int32_t block = matrix.row_ptr[row]; block < matrix.row_ptr[row + 1]; ++block)
+            for (int32_t c = 0; c < (is_stepped ? matrix.block_cols : 1); ++c)
+                layer.columns.push_back(matrix.col_idx[block] * matrix.block_cols + c);
+        // Zeros follow the features of a prepared X.
+        while (is_stepped && (layer.columns.size() - first.back()) % layer.kernel->step != 0)
+            layer.columns.push_back(matrix.in_features);
+    }
+    first.push_back(layer.columns.size());
+    return first;
+}
+
+// Cuts a block row into strips, the widest that fit first; the last one may be padded.
+void add_strips(LpvitLayer& layer, const LpvitMatrix& matrix, int32_t block_row,
+                const int32_t* columns, int32_t blocks) {
+    const int32_t lanes = layer.kernel->lanes;
+    layer.first_strip.push_back(layer.strips.size());
+    layer.most_steps = std::max<int64_t>(layer.most_steps, blocks);
+    for (int32_t done = 0; done < matrix.block_rows;) {
+        int32_t vectors = layer.kernel->widest;
+        while (vectors > 1 && done + vectors * lanes > matrix.block_rows) vectors /= 2;
+        const int32_t outputs = std::min(vectors * lanes, matrix.block_rows - done);
+        Strip strip = {};
+        strip.columns = columns;
+        strip.blocks = blocks;
+        strip.first_output = block_row * matrix.block_rows + done;
+        strip.outputs = outputs;
+        strip.vectors = vectors;
+        layer.strips.push_back(strip);
+        done += outputs;
+    }
+}
+
+// Copies the strip's slice of every block, transposed: columns outermost, outputs contiguous; the
+// columns of one step side by side in each output's word.
+void pack_strip(const LpvitLayer& layer, const Strip& strip, const LpvitMatrix& matrix,
+                float* weights, float* bias) {
+    const int32_t width = strip.vectors * layer.kernel->lanes, step = layer.kernel->step;
+    const int32_t block_row = strip.first_output / matrix.block_rows;
+    const int32_t row = strip.first_output % matrix.block_rows;
+    const int64_t stored = matrix.row_ptr[block_row];
+    const int64_t columns = (matrix.row_ptr[block_row + 1] - stored) * matrix.block_cols;
+    for (int64_t c = 0; c < columns; ++c) {
+        const int64_t block = stored + c / matrix.block_cols;
+        const float* values = matrix.values +
+                              (block * matrix.block_rows + row) * matrix.block_cols +
+                              c % matrix.block_cols;
+        float* const to = weights + c / step * width;
+        for (int32_t r = 0; r < strip.outputs; ++r) {
+            const float value = values[int64_t{r} * matrix.block_cols];
+            if (step == 1)
+                to[r] = value;
+            else
+                reinterpret_cast<uint16_t*>(to)[r * step + c % step] = bfloat16(value);
+        }
+    }
+    if (matrix.bias != nullptr)
+        std::copy_n(matrix.bias + strip.first_output, strip.outputs, bias);
+}
+
+std::size_t strip_floats(const LpvitLayer& layer, const Strip& strip) {
+    return std::size_t(strip.vectors * layer.kernel->lanes) * strip_columns(layer, strip) /
+           layer.kernel->step;
+}
+
+// Lays the strips out one after the other and fills them.
+void pack(LpvitLayer& layer, const LpvitMatrix& matrix) {
+    const int32_t lanes = layer.kernel->lanes;
+    std::size_t weights = 0, bias = 0;
+    for (const Strip& strip : layer.strips) {
+        weights += strip_floats(layer, strip);
+        bias += strip.vectors * lanes;
+    }
+    layer.weights = zeros(weights);
+    layer.bias = zeros(bias);
+    layer.floats = weights + bias;
+    float* next_weights = layer.weights.get();
+    float* next_bias = layer.bias.get();
+    for (Strip& strip : layer.strips) {
+        pack_strip(layer, strip, matrix, next_weights, next_bias);
+        strip.weights = next_weights;
+        strip.bias = next_bias;
+        next_weights += strip_floats(layer, strip);
+        next_bias += strip.vectors * lanes;
+    }
+}
+
+// Adds up what each block row costs, one after the other.
+void add_costs(LpvitLayer& layer) {
+    layer.cost.push_back(0);
+    for (std::size_t row = 0; row + 1 < layer.first_strip.size(); ++row) {
+        int64_t cost = layer.cost.back();
+        for (std::size_t s = layer.first_strip[row]; s < layer.first_strip[row + 1]; ++s) {
+            const Strip& strip = layer.strips[s];
+            const int64_t columns = strip_columns(layer, strip);
+            cost += (columns + kTileOverhead) * strip.vectors;
+            layer.macs_per_token += columns * strip.vectors * layer.kernel->lanes;
+        }
+        layer.cost.push_back(cost);
+    }
+}
+
+}  // namespace
+
+void pack_layer(LpvitLayer& layer, const LpvitMatrix& matrix, const Kernel& kernel) {
+    layer.kernel = &kernel;
+    layer.in_features = matrix.in_features;
+    layer.out_features = matrix.out_features;
+    layer.width = kernel.preparation ? matrix.in_features : matrix.block_cols;
+    layer.activation = static_cast<Activation>(matrix.activation);
+    const std::vector<std::size_t> first = list_columns(layer, matrix);
+    for (std::size_t row = 0; row + 1 < first.size(); ++row) {
+        const auto entries = static_cast<int32_t>(first[row + 1] - first[row]);
+        add_strips(layer, matrix, static_cast<int32_t>(row), layer.columns.data() + first[row],
+                   kernel.preparation ? entries / kernel.step : entries);
+    }
+    layer.first_strip.push_back(layer.strips.size());
+    pack(layer, matrix);
+    add_costs(layer);
+}
+
+}  // namespace lpvit
