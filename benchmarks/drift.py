@@ -77,21 +77,21 @@ def control(reference: Reference, seen: Seen, *, seeds: int) -> list[dict[str, A
 
 
 def delays(
-    reference: Reference, healthy: Seen, faulty: Seen, *, share: float
+    reference: Reference, healthy: Seen, faulty: Seen, *, share: float, before: int, runs: int
 ) -> list[dict[str, Any]]:
     """Frames from the fault to the yellow and to the red alarm, and the cause that red names."""
-    return [one_run(reference, healthy, faulty, share, seed) for seed in range(RUNS)]
+    return [one_run(reference, healthy, faulty, share, before, seed) for seed in range(runs)]
 
 
 def one_run(
-    reference: Reference, healthy: Seen, faulty: Seen, share: float, seed: int
+    reference: Reference, healthy: Seen, faulty: Seen, share: float, before: int, seed: int
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     watch = DriftWatch(reference, Rules(), seed=seed)
     good, bad = rng.permutation(len(healthy.features)), rng.permutation(len(faulty.features))
-    for index in good[:HEALTHY]:
+    for index in good[:before]:
         watch.add(*row(healthy, index))
-    result: dict[str, Any] = {"yellow": None, "red": None, "cause": None}
+    result: dict[str, Any] = {"yellow": None, "red": None, "cause": None, "yellow_cause": None}
     used = 0
     for number in range(1, LONGEST + 1):
         if rng.random() < share and used < len(bad):
@@ -99,10 +99,11 @@ def one_run(
         elif share == 1.0:
             break  # every faulty frame has been shown
         else:
-            frame = row(healthy, good[HEALTHY + number])
+            frame = row(healthy, good[before + number])
         state = watch.add(*frame)
         if state.raised is not None:
             result["yellow"] = result["yellow"] or number
+            result["yellow_cause"] = result["yellow_cause"] or state.cause
         if state.raised == "red":
             return result | {"red": number, "cause": state.cause}
     return result
@@ -134,6 +135,10 @@ def summary(runs: list[dict[str, Any]], cause: str) -> dict[str, Any]:
         "red": len(red),
         "red_median": float(np.median(red)) if red else None,
         "red_longest": red[-1] if red else None,
+        "yellow_causes": {
+            str(name): sum(run["yellow_cause"] == name for run in runs)
+            for name in sorted({str(run["yellow_cause"]) for run in runs})
+        },
         "cause_right": sum(run["cause"] == cause for run in runs),
         "causes": {
             str(name): sum(run["cause"] == name for run in runs)
@@ -147,6 +152,9 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--control-seeds", type=int, default=2)
+    parser.add_argument("--before", type=int, default=HEALTHY, help="Healthy frames first.")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--only", help="Streams whose name begins so.", default="")
     arguments = parser.parse_args()
     folder = arguments.frames
     reference, shrinkage = build_reference(load(folder, "calibration"), load(folder, "heldout"))
@@ -159,6 +167,7 @@ def main() -> None:
         "red_at": rules.red_at,
         "shrinkage": shrinkage,
         "control": control(reference, healthy, seeds=arguments.control_seeds),
+        "healthy_frames_before": arguments.before,
         "lamp_losing_40_percent_over_6000_frames": slow(reference, load(folder, "lamp-slow")),
         "faults": [],
     }
@@ -166,7 +175,16 @@ def main() -> None:
         print("control", seeded)
     print("slow lamp", result["lamp_losing_40_percent_over_6000_frames"])
     for name, share, cause in FAULTS:
-        runs = delays(reference, healthy, load(folder, name), share=share)
+        if not name.startswith(arguments.only):
+            continue
+        runs = delays(
+            reference,
+            healthy,
+            load(folder, name),
+            share=share,
+            before=arguments.before,
+            runs=arguments.runs,
+        )
         result["faults"].append({"fault": name, "share": share, **summary(runs, cause)})
         print(result["faults"][-1])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from lpvit_edge.drift.covariance import distance_per_feature, ledoit_wolf, white
 from lpvit_edge.drift.diagnosis import diagnose
 from lpvit_edge.drift.evidence import Evidence, bets, rank_bounds, smoothed_p
 from lpvit_edge.drift.image_statistics import image_statistics
+from lpvit_edge.drift.own_past import OwnPast
 from lpvit_edge.drift.reference import (
     Reference,
     Seen,
@@ -140,10 +141,50 @@ def test_evidence_minus_frames_stays_level_while_nothing_changes() -> None:
 
 
 def test_a_healthy_line_raises_no_alarm_whatever_its_mix_of_classes(reference: Reference) -> None:
-    watch = DriftWatch(reference, Rules())
+    watch = DriftWatch(reference, Rules(watch_labels=False))
     healthy = frames(6000, 3, mix=(0.97, 0.02, 0.01))
     assert first_alarm(watch, healthy, "yellow") is None
     assert first_alarm(watch, frames(3000, 4, mix=(0.02, 0.01, 0.97)), "yellow") is None
+
+
+def test_a_class_that_comes_more_often_is_yellow_and_never_red(reference: Reference) -> None:
+    watch = DriftWatch(reference, Rules(hold=10_000))
+    assert first_alarm(watch, frames(1000, 3, mix=(0.97, 0.02, 0.01)), "yellow") is None
+    number = first_alarm(watch, frames(2000, 4, mix=(0.87, 0.02, 0.11)), "yellow")
+    assert number is not None
+    assert number < 500
+    after = frames(2000, 5, mix=(0.87, 0.02, 0.11))
+    assert first_alarm(watch, after, "red") is None
+    state = watch.add(*next(rows_of(after)))
+    assert (state.level, state.cause) == ("yellow", "class mix")
+    marked = [watch.add(*frame).strange for frame in rows_of(after)]
+    rising = after.probabilities.argmax(axis=1) == 2
+    assert marked == rising.tolist()  # the sample for labelling is of that class
+
+
+def test_the_ranks_of_labels_are_uniform_while_nothing_changes() -> None:
+    own, generator = OwnPast(3), np.random.default_rng(7)
+    found = np.array(
+        [
+            own.add(int(generator.choice(3, p=(0.9, 0.07, 0.03))), 1.0, generator)
+            for _ in range(4000)
+        ]
+    )
+    for quantile in (0.01, 0.1, 0.5, 0.9):
+        assert (found <= quantile).mean(axis=0) == pytest.approx([quantile] * 4, abs=0.03)
+
+
+def test_outliers_of_all_classes_together_are_evidence() -> None:
+    own, generator = OwnPast(2), np.random.default_rng(8)
+    for number in range(1000):
+        own.add(number % 2, float(generator.chisquare(6)) / 6, generator)
+    usual = own.level()[0]
+    for number in range(300):
+        scale = 3.0 if number % 10 == 0 else 1.0  # a tenth of the frames lies far out
+        own.add(number % 2, scale * float(generator.chisquare(6)) / 6, generator)
+    assert own.level()[0] > 100 * max(usual, 1.0)
+    own.clear()
+    assert own.level().max() == 0.0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Cause = Literal["light", "focus", "material", "unknown content"]
+Cause = Literal["light", "focus", "material", "unknown content", "class mix"]
 
 TEXT: dict[Cause, str] = {
     "light": "the brightness changed and nothing else: look at lamp, exposure and aperture",
@@ -19,6 +19,8 @@ TEXT: dict[Cause, str] = {
     "material": "colour, texture and brightness changed together: another material or product",
     "unknown content": "the light and the lens are as before but the content is new to the model: "
     "a kind of part or defect that it was not trained on",
+    "class mix": "a class comes more often than before: that defect has become frequent, or a new "
+    "kind of defect is taken for it; label the sample",
 }
 # Directions in standard deviations of (brightness, contrast, sharpness, redness, blueness).
 _LIGHT = np.array([1.0, 0.0, 0.0, 0.0, 0.0])

@@ -32,7 +32,7 @@ _POWERS = np.array([0.15, 0.4, 0.7])
 _W, _E = (grid.ravel() for grid in np.meshgrid(_SHARES, _POWERS, indexing="ij"))
 BETS = len(_W)
 _LEAST_P = 1e-9
-_HIGHEST = 1e18
+HIGHEST = 1e18
 
 
 class Channel(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +139,7 @@ class Evidence:
     ) -> None:
         """One frame: p-values of high scores against all seen, and bounds for high and for low."""
         stakes = np.stack([bets(p_seen), bets(1 - p_seen), bets(p_high), bets(p_low)], axis=1)
-        self._R = np.minimum((self._R + 1) * stakes, _HIGHEST)
+        self._R = np.minimum((self._R + 1) * stakes, HIGHEST)
         self._R[~_BOTH, 1::2] = 0.0  # nobody is alarmed by a frame that is too usual
         self._since = np.where(self._R < 10, 0, self._since + 1)
 

@@ -5,7 +5,9 @@ yellow_at = 1e5        # frames between false yellow alarms, in the mean, at lea
 red_at = 1e7
 sample = 50            # frames kept for labelling at each alarm
 fall_back = true       # red: run the denser bundle, where there is one
+fallback = "/path"     # its folder; with `lpvit run --store` it is the store's dense bundle
 retrain_request = true # red: write retrain.json beside the sample
+watch_labels = true    # yellow, never red, where one class comes more often than before
 """
 
 from pathlib import Path
@@ -34,21 +36,30 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     hold: Annotated[int, msgspec.Meta(ge=1)] = 2000
     sample: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
     fall_back: bool = True
+    fallback: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     retrain_request: bool = True
+    watch_labels: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse rules that contradict each other, wherever they are read."""
+        if self.red_at < self.yellow_at:
+            raise ValueError(
+                f"red_at is {self.red_at:g} and yellow_at {self.yellow_at:g}; red needs at least "
+                "as much evidence as yellow"
+            )
+        if self.fallback is not None and not self.fall_back:
+            raise ValueError(
+                f"fallback = {self.fallback!r} names a denser bundle and fall_back = false never "
+                "runs it; leave one of them out"
+            )
 
 
 def rules_from(table: dict[str, Any]) -> Rules:
     """The rules of a [drift] table. Raises UnknownOptionError naming the key."""
     try:
-        rules = msgspec.convert(table, Rules)
+        return msgspec.convert(table, Rules)
     except msgspec.ValidationError as error:
         raise UnknownOptionError(f"[drift]: {error}") from error
-    if rules.red_at < rules.yellow_at:
-        raise UnknownOptionError(
-            f"[drift]: red_at is {rules.red_at:g} and yellow_at {rules.yellow_at:g}; red needs at "
-            "least as much evidence as yellow"
-        )
-    return rules
 
 
 def read_rules(path: Path) -> Rules:

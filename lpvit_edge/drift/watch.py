@@ -7,6 +7,7 @@ import numpy as np
 
 from lpvit_edge.drift.diagnosis import TEXT, Cause, diagnose
 from lpvit_edge.drift.evidence import CHANNELS, Evidence, bins_of, rank_bounds, smoothed_p
+from lpvit_edge.drift.own_past import NAMES, OwnPast
 from lpvit_edge.drift.reference import Reference
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.errors import MismatchError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Level = Literal["green", "yellow", "red"]
 _STRANGE_P = 0.01
+_ALL = (*(channel.name for channel in CHANNELS), *NAMES)
 
 
 class DriftState(Part, frozen=True, kw_only=True):
@@ -32,7 +34,7 @@ class DriftState(Part, frozen=True, kw_only=True):
     cause: Cause | None  # of the alarm that holds
     text: str | None
     distance: float
-    strange: bool  # whether this frame's embedding is in the reference's last hundredth
+    strange: bool  # embedding in the last hundredth, or of the class that comes more often
     strange_share: float  # of the recent window
     evidence: dict[str, float]
     yellow_at: float
@@ -53,10 +55,12 @@ class DriftWatch:
         self._bounds = _bounds(reference, delta=rules.delta)
         self._generator = np.random.default_rng(seed)
         self._evidence = Evidence()
+        self._own = OwnPast(len(heldout))
         self._recent: deque[tuple[NDArray[np.float32], bool]] = deque(maxlen=rules.window)
         self._level: Level = "green"
         self._cause: Cause | None = None
         self._held = 0
+        self._rising = 0
         self.frames = 0
 
     def add(
@@ -72,16 +76,21 @@ class DriftWatch:
         self._refuse_other_model(features, probabilities)
         category, scores = self._reference.scores(features, probabilities, statistics)
         strange = self._bet(category, bins_of(scores))
+        of_all = self._own.add(category, float(scores[0]), self._generator)
+        strange = strange or bool(of_all[0] <= _STRANGE_P)
         sd = np.maximum(self._reference.statistics_sd[category], 1e-6)
         shift = (statistics - self._reference.statistics_mean[category]) / sd
         self._recent.append((shift, strange))
         self.frames += 1
         raised = self._judge()
+        if self._cause == "class mix":
+            strange = category == self._rising
         return self._state(float(scores[0]), strange, raised)
 
     def clear(self) -> None:
         """Forget alarms and evidence, after a repair or when another product comes."""
         self._evidence.clear()
+        self._own.clear()
         self._recent.clear()
         self._level, self._cause, self._held = "green", None, 0
 
@@ -115,10 +124,12 @@ class DriftWatch:
     def _judge(self) -> Level | None:
         """Raise an alarm where a threshold is reached; lower it when nothing renewed it."""
         self._held += 1
-        highest = float(self._evidence.level().max())
-        if highest >= self._rules.red_at * len(CHANNELS):
+        levels = self._levels()
+        # Another mix of classes is a matter for people, not for another engine: never red.
+        mix = levels.pop("labels")
+        if max(levels.values()) >= self._rules.red_at:
             return self._alarm("red")
-        if highest >= self._rules.yellow_at * len(CHANNELS) and self._level == "green":
+        if max(mix, *levels.values()) >= self._rules.yellow_at and self._level == "green":
             return self._alarm("yellow")
         if self._level != "green" and self._held > self._rules.hold:
             self.clear()
@@ -126,23 +137,37 @@ class DriftWatch:
 
     def _alarm(self, level: Level) -> Level | None:
         renewed = self._level == level
-        self._cause = self._diagnosis()
+        self._cause = self._diagnosis(level)
         self._level, self._held = level, 0
         if level == "red":
             self._evidence.clear()  # it has to be earned again, or the alarm ends
+            self._own.clear()
         return None if renewed else level
 
-    def _diagnosis(self) -> Cause:
-        channel = int(self._evidence.level().argmax())
-        length = max(8, self._evidence.started(channel))
+    def _levels(self) -> dict[str, float]:
+        """Evidence by channel, shared among all of them: the mean frames to a false alarm."""
+        levels = np.concatenate([self._evidence.level(), self._own.level()]) / len(_ALL)
+        if not self._rules.watch_labels:
+            levels[-1] = 0.0
+        return dict(zip(_ALL, levels.tolist(), strict=True))
+
+    def _diagnosis(self, level: Level) -> Cause:
+        levels = self._levels()
+        if level == "red":
+            del levels["labels"]
+        name = max(levels, key=lambda name: levels[name])
+        if name == "labels":
+            self._rising = self._own.rising()
+            return "class mix"
+        own = name in NAMES
+        started = self._own.started(name) if own else self._evidence.started(_ALL.index(name))
+        length = max(8, started)
         recent = list(self._recent)[-length:]
         shifts = np.array([shift for shift, _ in recent], np.float64)
         strange = np.array([is_strange for _, is_strange in recent])
         return diagnose(shifts, strange)
 
     def _state(self, distance: float, strange: bool, raised: Level | None) -> DriftState:
-        levels = self._evidence.level() / len(CHANNELS)
-        names = (channel.name for channel in CHANNELS)
         return DriftState(
             frames=self.frames,
             level=self._level,
@@ -151,7 +176,7 @@ class DriftWatch:
             distance=distance,
             strange=strange,
             strange_share=sum(s for _, s in self._recent) / max(1, len(self._recent)),
-            evidence=dict(zip(names, levels.tolist(), strict=True)),
+            evidence=self._levels(),
             yellow_at=self._rules.yellow_at,
             red_at=self._rules.red_at,
             raised=raised,
