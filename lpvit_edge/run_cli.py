@@ -70,22 +70,30 @@ def run(
     )  # fmt: skip
     token = None if dashboard is None else page_token(dashboard, None)
     with locked(Path(settings.state)):
-        bundles = _bundles(bundle, store, other_device)
+        bundles = _bundles(bundle, store, settings, other_device)
         summary, left = _run(bundles, settings, dashboard, token, seconds)
     _print(summary, left, json)
 
 
-def _bundles(bundle: Path | None, store: Path | None, other_device: bool) -> "Bundles":
+def _bundles(
+    bundle: Path | None, store: Path | None, settings: "LineConfig", other_device: bool
+) -> "Bundles":
     from lpvit_edge.errors import UnknownOptionError
     from lpvit_edge.line.bundles import OneBundle, StoredBundles
     from lpvit_edge.store import BundleStore
 
-    if (bundle is None) == (store is None):
-        raise UnknownOptionError("give either a BUNDLE or --store DIR")
-    if store is not None:
+    named = settings.drift.fallback
+    if store is not None and bundle is None:
+        if named is not None:
+            raise UnknownOptionError(
+                f"[drift] fallback = {named!r}: with --store the denser bundle is the store's; "
+                "put it there with `lpvit install --dense`"
+            )
         return StoredBundles(BundleStore(store), other_device=other_device)
-    assert bundle is not None
-    return OneBundle(bundle, other_device=other_device)
+    if bundle is None or store is not None:
+        raise UnknownOptionError("give either a BUNDLE or --store DIR")
+    fallback = None if named is None else Path(named)
+    return OneBundle(bundle, fallback=fallback, other_device=other_device)
 
 
 def _run(
@@ -99,7 +107,7 @@ def _run(
     from lpvit_edge.dashboard_cli import announce
     from lpvit_edge.errors import EngineError, MismatchError
     from lpvit_edge.line.line import Line
-    from lpvit_edge.line.watched import watched
+    from lpvit_edge.line.watched import watch_drift, watched
 
     while True:
         opened = bundles.begin()
@@ -108,6 +116,8 @@ def _run(
                 announce(f"http://{dashboard}", token)
             line = Line(opened, settings, hub=hub)
             _stop_on_signals(line)
+            if hub is not None:
+                watch_drift(hub, line, bundles)
             bundles.tell(line)
             started = False
             try:

@@ -8,7 +8,7 @@ import pytest
 from lpvit_edge import files
 from lpvit_edge.dashboard.hub import Hub
 from lpvit_edge.dashboard.power import PowerMonitor
-from lpvit_edge.drift.monitor import DriftMonitor, RetrainRequest
+from lpvit_edge.drift.monitor import DriftMonitor, DriftSample, RetrainRequest
 from lpvit_edge.drift.reference import Reference, build_reference
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.line.records import FrameRecord, StageLatency
@@ -31,7 +31,7 @@ def monitor(
         Rules(sample=sample),
         folder=folder,
         tell=lambda kind, text, severity, _: told.append((kind, text, severity)),
-        fall_back=lambda: called.append("fall back"),
+        fall_back=called.append,
     )
     return watched, called
 
@@ -66,10 +66,12 @@ def test_a_red_alarm_is_told_once_and_leaves_a_request_with_pictures(
         ("drift", "warning"),
         ("drift", "alarm"),
     ]
-    assert called == ["fall back"]
+    assert [reason.startswith("red drift alarm") for reason in called] == [True]
     (request_file,) = tmp_path.glob("drift-*/retrain.json")
     request = files.load(RetrainRequest, request_file)
     assert len(request.sample) == 5
+    noted = files.load(DriftSample, request_file.with_name("sample.json"))
+    assert noted.sample == request.sample
     assert all((request_file.parent / one.file).is_file() for one in request.sample)
     state, reason = watched.drift_now(not_watched=3)
     assert state is not None
@@ -100,7 +102,7 @@ def test_a_disk_that_takes_nothing_ends_the_sample_and_not_the_watch(
     told: Told = []
     watched, called = monitor(reference, tmp_path / "file", told)
     feed(watched, 120, at=3.0)
-    assert called == ["fall back"]
+    assert [reason.startswith("red drift alarm") for reason in called] == [True]
     assert "disk" in [kind for kind, _, _ in told]
     state, _ = watched.drift_now(not_watched=0)
     assert state is not None

@@ -134,6 +134,13 @@ class Hub:
             )
             self._event_counts[severity] += 1
 
+    def show_engine(
+        self, engine: Mapping[str, str] | None, model_energy: tuple[float | None, str | None]
+    ) -> None:
+        """Another bundle took over: what the page says of the engine."""
+        self._engine = None if engine is None else dict(engine)
+        self._model_j, self._model_reason = model_energy
+
     def now(self) -> Snapshot:
         """Everything that is known at this moment."""
         from lpvit_profilers.machine import temperatures_c
@@ -216,5 +223,6 @@ class Hub:
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            assert self.watcher is not None
-            self.watcher.see(*item)
+            watcher = self.watcher  # another one where another bundle took over
+            if watcher is not None:
+                watcher.see(*item)

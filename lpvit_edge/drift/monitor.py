@@ -41,6 +41,20 @@ class SampledFrame(Part, frozen=True, kw_only=True):
     distance: float
 
 
+class DriftSample(Record, frozen=True, kw_only=True):
+    """Pictures to look at and label, and what the watch saw in them."""
+
+    KIND: ClassVar[str] = "drift-sample"
+
+    at: float  # seconds since 1970, UTC
+    bundle: str
+    cause: str
+    text: str
+    frames: int  # seen by the watch so far
+    evidence: dict[str, float]
+    sample: tuple[SampledFrame, ...]
+
+
 class RetrainRequest(Record, frozen=True, kw_only=True):
     """Why a model should be trained again, with the pictures to label first."""
 
@@ -65,13 +79,16 @@ class DriftMonitor:
         *,
         folder: Path,
         tell: Tell,
-        fall_back: Callable[[], None] | None = None,
+        fall_back: Callable[[str], None] | None = None,
+        bundle: str | None = None,
     ) -> None:
+        """`bundle` is the version that the reference is of; frames of others are passed over."""
         self._watch = DriftWatch(reference, rules)
         self._rules = rules
         self._folder = folder
         self._tell = tell
         self._fall_back = fall_back
+        self._bundle = bundle
         self._state: DriftState | None = None
         self._problem: str | None = None
         self._sample: list[SampledFrame] = []
@@ -86,6 +103,8 @@ class DriftMonitor:
         """One frame; one that was never judged or seen is passed over."""
         if embedding is None or image is None or not record.probabilities:
             return
+        if self._bundle is not None and record.bundle != self._bundle:
+            return  # decided before another bundle took over
         probabilities = np.asarray(record.probabilities, np.float32)
         try:
             state = self._watch.add(embedding.ravel(), probabilities, image_statistics(image))
@@ -124,14 +143,16 @@ class DriftMonitor:
 
     def _raise(self, state: DriftState, record: "FrameRecord") -> None:
         severity: Severity = "alarm" if state.raised == "red" else "warning"
-        self._tell("drift", f"{state.raised}: {state.text}", severity, record.captured_at)
+        text = f"{state.raised}: {state.text}"
+        if state.cause == "class mix":
+            text += f" (here {record.label})"
+        self._tell("drift", text, severity, record.captured_at)
         if state.raised == "yellow" or self._sample_folder is None:
             self._begin_sample(record)
         if state.raised == "red":
-            if self._rules.retrain_request:
-                self._request(state, record)
+            self._note(state, record)
             if self._rules.fall_back and self._fall_back is not None:
-                self._fall_back()
+                self._fall_back(f"red drift alarm, {state.text}")
 
     def _begin_sample(self, record: "FrameRecord") -> None:
         self._sample = []
@@ -160,26 +181,29 @@ class DriftMonitor:
                 distance=state.distance,
             )
         )
-        if state.level == "red" and self._rules.retrain_request:
-            self._request(state, record)
+        self._note(state, record)
 
-    def _request(self, state: DriftState, record: "FrameRecord") -> None:
-        """Write the request, again with each picture that is added."""
+    def _note(self, state: DriftState, record: "FrameRecord") -> None:
+        """Write the list of the pictures, again with each that is added; at red a request too."""
         if self._sample_folder is None:
             return
-        request = RetrainRequest(
-            at=record.captured_at,
-            bundle=record.bundle,
-            cause=state.cause or "unknown content",
-            text=state.text or "",
-            frames=state.frames,
-            evidence=state.evidence,
-            sample=tuple(self._sample),
-        )
+        kinds: list[tuple[type[DriftSample | RetrainRequest], str]] = [(DriftSample, "sample.json")]
+        if state.level == "red" and self._rules.retrain_request:
+            kinds.append((RetrainRequest, "retrain.json"))
         try:
-            files.save(request, self._sample_folder / "retrain.json")
+            for kind, name in kinds:
+                noted = kind(
+                    at=record.captured_at,
+                    bundle=record.bundle,
+                    cause=state.cause or "unknown content",
+                    text=state.text or "",
+                    frames=state.frames,
+                    evidence=state.evidence,
+                    sample=tuple(self._sample),
+                )
+                files.save(noted, self._sample_folder / name)
         except OSError as error:
-            self._tell("disk", f"no retrain request: {error}", "warning", record.captured_at)
+            self._tell("disk", f"the sample has no list: {error}", "warning", record.captured_at)
             self._sample_folder = None
 
     def _complain(self, problem: str, at: float) -> None:

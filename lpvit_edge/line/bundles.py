@@ -51,18 +51,27 @@ class Bundles(Protocol):
         ...
 
 
-class OneBundle:
-    """A folder that was named; nothing else to run."""
+_NO_DENSE = (
+    "no denser bundle to fall back on: name one as `fallback` in [drift], or use `lpvit install "
+    "--dense` and `lpvit run --store`"
+)
 
-    def __init__(self, folder: Path, *, other_device: bool = False) -> None:
+
+class OneBundle:
+    """A folder that was named, and perhaps a denser one for a red drift alarm."""
+
+    def __init__(
+        self, folder: Path, *, fallback: Path | None = None, other_device: bool = False
+    ) -> None:
         self._folder = folder
+        self._fallback = fallback
         self._other_device = other_device
 
     def begin(self) -> Bundle:
-        bundle = open_bundle(self._folder)
-        if not self._other_device:
-            refuse_other_device(bundle)
-        return bundle
+        """The bundle; a fallback that cannot run is refused now, and not when it is needed."""
+        if self._fallback is not None:
+            self._opened(self._fallback)
+        return self._opened(self._folder)
 
     def tell(self, line: "Line") -> None:
         """Nothing happened before."""
@@ -74,15 +83,23 @@ class OneBundle:
         """Nothing is installed here."""
 
     def fall_back(self, line: "Line", reason: str) -> None:
-        """Nowhere to go: that is told."""
-        line.settlement.event(
-            "bundle",
-            "no denser bundle to fall back on: run with --store, and `lpvit install --dense`",
-            "alarm",
-        )
+        """Offer the bundle that the rules name, until the next start."""
+        if self._fallback is None:
+            line.settlement.event("bundle", _NO_DENSE, "alarm")
+            return
+        try:
+            line.swap.offer(self._opened(self._fallback), reason)
+        except LpvitEdgeError as error:
+            line.settlement.event("bundle", f"no way back to a denser bundle: {error}", "alarm")
 
     def end(self) -> None:
         """Nothing was noted."""
+
+    def _opened(self, folder: Path) -> Bundle:
+        bundle = open_bundle(folder)
+        if not self._other_device:
+            refuse_other_device(bundle)
+        return bundle
 
 
 class StoredBundles:

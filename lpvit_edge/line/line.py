@@ -88,6 +88,7 @@ class Line:
             source=self.source,
             clock=self.clock,
         )
+        self.on_bundle: Callable[[Bundle], None] = lambda bundle: None  # another one took over
         self.outputs.sinks = open_sinks(config.sink, self.journal)
         self._stop = threading.Event()
         self._jumps = JumpWatch(self.clock)
@@ -162,6 +163,7 @@ class Line:
         self.bundle, self.settlement.bundle = bundle, bundle.version
         self._golden = unpack(bundle.path("golden.zip"))
         self.settlement.event("bundle", f"{bundle.version} took over: {ready.why}", "warning")
+        self.on_bundle(bundle)
         ready.taken()
 
     def _look_after(self) -> None:

@@ -1,55 +1,85 @@
 """A line with its page: power, latency and verdicts, and the drift of what the camera sees."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpvit_edge.bundle import REFERENCE, Bundle
 from lpvit_edge.deps import require
+from lpvit_edge.errors import LpvitEdgeError
 from lpvit_edge.line.config import LineConfig
 
 if TYPE_CHECKING:
     from lpvit_edge.dashboard.hub import Hub
-    from lpvit_edge.drift.monitor import DriftMonitor
+    from lpvit_edge.drift.monitor import DriftMonitor, Tell
+    from lpvit_edge.line.bundles import Bundles
+    from lpvit_edge.line.line import Line
 
 
 @contextmanager
 def watched(
     bundle: Bundle, config: LineConfig, *, bind: str | None, token: str | None
 ) -> "Iterator[Hub | None]":
-    """A hub for the line, its page at `bind`; None without one (nobody watches then).
+    """A hub for the line and its page at `bind`; without a page only where drift is watched.
 
     Raises MissingDependencyError without the server's libraries, and what dashboard.serve raises.
     """
-    if bind is None:
+    if bind is None and not _has_reference(bundle):
         yield None
+        return
+    from lpvit_edge.dashboard.hub import Hub
+    from lpvit_edge.dashboard.identity import device_identity
+    from lpvit_edge.dashboard.power import PowerMonitor, monitor_of_this_device
+
+    if bind is None:
+        with Hub(device={}, power=PowerMonitor(None, reason="nobody watches the power")) as hub:
+            yield hub
         return
     for library in ("starlette", "uvicorn", "prometheus_client"):
         require(library)
-    from lpvit_edge.dashboard.hub import Hub
-    from lpvit_edge.dashboard.identity import (
-        checked_energy_j,
-        device_identity,
-        engine_identity,
-    )
-    from lpvit_edge.dashboard.power import monitor_of_this_device
     from lpvit_edge.dashboard.server import serve
 
-    hub = Hub(
-        device=device_identity(),
-        power=monitor_of_this_device(),
-        engine=engine_identity(bundle.folder),
-        model_energy=checked_energy_j(bundle.folder),
-    )
-    hub.watcher = drift_monitor(bundle, config, hub)
     with ExitStack() as stack:
-        stack.enter_context(hub)
+        hub = stack.enter_context(Hub(device=device_identity(), power=monitor_of_this_device()))
+        show_bundle(hub, bundle)
         stack.enter_context(serve(hub, bind=bind, token=token))
         yield hub
 
 
-def drift_monitor(bundle: Bundle, config: LineConfig, hub: "Hub") -> "DriftMonitor | None":
+def show_bundle(hub: "Hub", bundle: Bundle) -> None:
+    """Say on the page which engine runs."""
+    from lpvit_edge.dashboard.identity import checked_energy_j, engine_identity
+
+    hub.show_engine(engine_identity(bundle.folder), checked_energy_j(bundle.folder))
+
+
+def watch_drift(hub: "Hub", line: "Line", bundles: "Bundles") -> None:
+    """Watch what the line sees, with the reference of the bundle that runs, whichever it is.
+
+    Alarms are events of the line: in its journal, on the page and in the metrics.
+    """
+
+    def watch(bundle: Bundle) -> None:
+        show_bundle(hub, bundle)
+        try:
+            hub.watcher = drift_monitor(
+                bundle,
+                line.config,
+                tell=lambda kind, text, severity, at: line.settlement.event(kind, text, severity),
+                fall_back=lambda reason: bundles.fall_back(line, reason),
+            )
+        except LpvitEdgeError as error:  # a line without its watch is better than none
+            hub.watcher = None
+            line.settlement.event("drift", f"nobody watches for drift: {error}", "alarm")
+
+    line.on_bundle = watch
+    watch(line.bundle)
+
+
+def drift_monitor(
+    bundle: Bundle, config: LineConfig, *, tell: "Tell", fall_back: Callable[[str], None]
+) -> "DriftMonitor | None":
     """The watch over the bundle's reference; None where `check` left none (too few images, say).
 
     Its samples and requests go into `drift` in the line's state folder.
@@ -57,9 +87,18 @@ def drift_monitor(bundle: Bundle, config: LineConfig, hub: "Hub") -> "DriftMonit
     from lpvit_edge.drift.monitor import DriftMonitor
     from lpvit_edge.drift.reference import load_reference
 
-    if not all(bundle.path(name).is_file() for name in REFERENCE):
+    if not _has_reference(bundle):
         return None
     reference, _ = load_reference(bundle.folder)
     return DriftMonitor(
-        reference, config.drift, folder=Path(config.state) / "drift", tell=hub.publish_event
+        reference,
+        config.drift,
+        folder=Path(config.state) / "drift",
+        tell=tell,
+        fall_back=fall_back,
+        bundle=bundle.version,
     )
+
+
+def _has_reference(bundle: Bundle) -> bool:
+    return all(bundle.path(name).is_file() for name in REFERENCE)
