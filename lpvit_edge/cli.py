@@ -19,6 +19,7 @@ from lpvit_edge import (
     install_cli,
     options,
     power_cli,
+    profile_cli,
     run_cli,
 )
 from lpvit_edge.errors import LpvitEdgeError
@@ -113,46 +114,6 @@ def optimize(
         raise typer.Exit(5)
     if not result["target_met"]:
         raise typer.Exit(4)
-
-
-@app.command()
-def profile(
-    model: options.Model,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The run folder, or a .json file.")
-    ] = Path("runs/optimize"),
-    weights: options.Weights = None,
-    engine: options.Engine = "openvino",
-    threads: options.Threads = 0,
-    patterns: options.Patterns = options.BY_ENGINE,
-    budget: Annotated[
-        str | None, typer.Option(help="Time for the layer forms: 90s, 5m. Largest layers first.")
-    ] = None,
-    tdp_w: Annotated[
-        float | None,
-        typer.Option(help="Processor's TDP in watts: estimate energies where no sensor is.", min=1),
-    ] = None,
-) -> None:
-    """Measure what every form of every layer costs on this device: device_profile.json.
-
-    Example: lpvit profile examples/factory_line/model.toml --budget 5m --out device_profile.json
-    """
-    distributed.refuse_many("profile")
-    from lpvit_edge.budget import seconds_of
-    from lpvit_edge.device_profile import profile_device
-
-    path = out if out.suffix == ".json" else out / "device_profile.json"
-    job = options.job_without_images(model, path.parent, weights, engine, threads, patterns)
-    seconds = None if budget is None else seconds_of(budget)
-    record = profile_device(job, seconds=seconds, path=path, tdp_w=tdp_w)
-    print(
-        f"{path}: {len(record.gemms)} forms, dense {record.dense.median_ms:.3f} ms, sum of parts "
-        f"{record.sum_over_measured:.2f} of it, energy {record.power.quality}"
-    )
-    if record.mixed_error is not None:
-        print(f"a network of mixed forms was predicted {record.mixed_error:+.1%} off")
-    for reason in record.reasons:
-        print(f"may not be trusted because {reason}")
 
 
 @app.command()
@@ -273,6 +234,7 @@ def report(
     print(folder / "report.html")
 
 
+profile_cli.register(app)
 allocate_cli.register(app)
 finetune_cli.register(app)
 power_cli.register(app)
