@@ -17,7 +17,7 @@ from lpvit_edge.deps import require
 from surfaces import SURFACES
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "factory_line"
-WEIGHTS = EXAMPLE / "factory_line_vit.safetensors"
+MODELS = ("model", "swin")  # the two TOML files
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -102,30 +102,41 @@ def test_the_mean_colour_does_not_give_a_class_away(label: str) -> None:
     assert abs(bad.mean() - good.mean()) < good.std()
 
 
-def test_the_model_file_names_the_generators_classes_in_the_models_order() -> None:
+def described(model: str) -> dict[str, Any]:
     tomllib = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    described = tomllib.loads((EXAMPLE / "model.toml").read_text())
-    assert tuple(described["data"]["labels"]) == LABELS
-    assert described["model"]["arguments"]["num_classes"] == len(LABELS)
-    assert described["preprocess"]["image_size"] == SIDE
+    document: dict[str, Any] = tomllib.loads((EXAMPLE / f"{model}.toml").read_text())
+    return document
 
 
-def test_the_checkpoint_is_small_enough_to_carry() -> None:
-    assert 1e6 < WEIGHTS.stat().st_size <= 25e6
+@pytest.mark.parametrize("model", MODELS)
+def test_the_model_file_names_the_generators_classes_in_the_models_order(model: str) -> None:
+    document = described(model)
+    assert tuple(document["data"]["labels"]) == LABELS
+    assert document["model"]["arguments"]["num_classes"] == len(LABELS)
+    assert document["preprocess"]["image_size"] == SIDE
 
 
-def test_the_checkpoint_classifies_fresh_heldout_images() -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_the_checkpoint_is_small_enough_to_carry(model: str) -> None:
+    assert 1e6 < (EXAMPLE / described(model)["model"]["weights"]).stat().st_size <= 25e6
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_checkpoint_classifies_fresh_heldout_images(model: str) -> None:
     torch = require("torch")
-    from model import create_model
+    import model as factory
     from train import accuracy
 
-    model = create_model(len(LABELS))
-    weights = require("safetensors.torch").load_file(WEIGHTS)
-    model.load_state_dict(weights, strict=True)
+    wanted = described(model)["model"]
+    module, _, function = wanted["factory"].partition(":")
+    assert module == "model.py"
+    network = getattr(factory, function)(**wanted["arguments"])
+    weights = require("safetensors.torch").load_file(EXAMPLE / wanted["weights"])
+    network.load_state_dict(weights, strict=True)
     numbers = range(2000, 2200)  # beyond the 2,000 whose accuracy the README gives
     images = np.stack([draw(label_of(i), split="heldout", index=i) for i in numbers])
     with torch.inference_mode():
-        score = accuracy(model, images, [label_of(i) for i in numbers])
+        score = accuracy(network, images, [label_of(i) for i in numbers])
     assert score >= 0.90
 
 
