@@ -4,8 +4,9 @@
 
 The weights are random: this measures speed and energy; what accuracy a sparsity costs is measured
 by the pruning benchmark. Each model is first compared with its own pruned weights computed densely
-in float32; a wrong one gets no time. INFERENCES inferences are one CUDA graph. This has not run on
-hardware yet.
+in float32; a wrong one gets no time. INFERENCES inferences are one CUDA graph. Beside each time is
+the floor that the device's own measured roofline sets for the pruned linear layers alone. This has
+not run on hardware yet.
 """
 
 import argparse
@@ -22,7 +23,16 @@ import torch
 from torch import nn
 
 from benchmarks.gpu_contestants import DTYPES, Problem, pruned
-from benchmarks.gpu_timing import Timer, captured, energy_mj, graph_us, reason_of, refusals
+from benchmarks.gpu_timing import (
+    Roofline,
+    Timer,
+    captured,
+    energy_mj,
+    graph_us,
+    measured_roofline,
+    reason_of,
+    refusals,
+)
 from lpvit_engines.cuda.manifest import DType
 from lpvit_engines.cuda.packing import pack
 from lpvit_engines.cuda.torch_op import block_sparse_linear, to_tensors
@@ -41,6 +51,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     model: str
     batch: int
     latency_ms: float | None
+    floor_ms: float | None  # of the pruned linear layers; attention and norms come on top
     energy_mj_per_image: float | None
     error: float | None  # largest difference from float32, over the largest logit
     reason: str | None
@@ -54,6 +65,8 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     device: str
     torch: str
     dtype: str
+    peak_tflops: float
+    bandwidth_gb_s: float
     rows: list[Row]
 
 
@@ -139,25 +152,40 @@ def two_of_four(model: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """change makes the contestant from the dense model; prune only sets the same weights to 0."""
+    """change makes the contestant from the dense model; prune only sets the same weights to 0, of
+    which density is the part that stays."""
 
     change: Callable[[Any], Any]
     prune: Callable[[Any], Any]
+    density: float
 
 
 def entrants() -> dict[str, Entrant]:
     """How each contestant changes the dense model."""
     found = {
-        "dense": Entrant(change=lambda model: model, prune=lambda model: model),
-        "2:4 cuSPARSELt": Entrant(change=two_of_four, prune=halved),
+        "dense": Entrant(change=lambda model: model, prune=lambda model: model, density=1.0),
+        "2:4 cuSPARSELt": Entrant(change=two_of_four, prune=halved, density=0.5),
     }
     for block in BLOCKS:
         for density in DENSITIES:
             found[f"ours {block[0]}x{block[1]} d={density}"] = Entrant(
                 change=partial(block_sparse, block=block, density=density),
                 prune=partial(with_zeros, block=block, density=density),
+                density=density,
             )
     return found
+
+
+def linears_floor_ms(model: Any, *, batch: int, density: float, roofline: Roofline) -> float:
+    """Milliseconds below which no kernels can compute the linear layers of a dense model, pruned to
+    a density, one after the other from memory. Indices of the kept weights are not counted."""
+    tokens = batch * model.pos_embed.shape[1]
+    total_us = 0.0
+    for linear in linears(model):
+        kept = linear.weight.numel() * density
+        moved = 2 * (kept + tokens * (linear.in_features + linear.out_features))
+        total_us += roofline.floor_us(macs=kept * tokens, moved_bytes=moved)
+    return total_us / 1e3
 
 
 def deit_b(*, dtype: DType, device: str = "cuda") -> Any:
@@ -172,11 +200,15 @@ def measure(
     *,
     make: Callable[[], Any],
     tolerance: float,
+    roofline: Roofline,
     timer: Timer = graph_us,
     energy: Callable[[Callable[[int], Any]], float | str] = inference_energy_mj,
 ) -> Row:
     """One row. What a library refuses, and a wrong result, give a reason instead of a time."""
     latency_ms, spent, error = None, None, None
+    floor_ms = linears_floor_ms(
+        make(), batch=len(images), density=entrant.density, roofline=roofline
+    )
     try:
         with torch.inference_mode():
             expected = entrant.prune(make()).float()(images.float())
@@ -194,6 +226,7 @@ def measure(
         model=name,
         batch=len(images),
         latency_ms=latency_ms,
+        floor_ms=floor_ms,
         energy_mj_per_image=None if spent is None else spent / len(images),
         error=error,
         reason=reason,
@@ -203,10 +236,11 @@ def measure(
 def line(row: Row, *, dense: Row) -> str:
     """One row as text, with the gains over dense."""
     where = f"{row.model:20} b{row.batch:<3}"
-    if row.latency_ms is None or dense.latency_ms is None:
+    if row.latency_ms is None or row.floor_ms is None or dense.latency_ms is None:
         return f"{where} -- {row.reason or dense.reason}"
     text = (
         f"{where} {row.latency_ms:8.3f} ms {dense.latency_ms / row.latency_ms:5.2f}x"
+        f"  floor {row.floor_ms:7.3f} ms ({row.floor_ms / row.latency_ms:4.0%})"
         f"  error {row.error:.1e}"
     )
     if row.energy_mj_per_image is None or dense.energy_mj_per_image is None:
@@ -226,17 +260,27 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("no CUDA device: this benchmark measures, it does not estimate", file=sys.stderr)
         return 3
+    roofline = measured_roofline(dtype=DTYPES[chosen.dtype])
     table = Table(
-        device=torch.cuda.get_device_name(), torch=torch.__version__, dtype=chosen.dtype, rows=[]
+        device=torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        dtype=chosen.dtype,
+        peak_tflops=roofline.flops_per_s / 1e12,
+        bandwidth_gb_s=roofline.bytes_per_s / 1e9,
+        rows=[],
     )
-    print(table.device)
+    print(
+        f"{table.device}: {table.peak_tflops:.0f} TFLOP/s {chosen.dtype}, "
+        f"{table.bandwidth_gb_s:.0f} GB/s, both measured"
+    )
     make = partial(deit_b, dtype=chosen.dtype)
     for batch in map(int, chosen.batches.split(",")):
         images = torch.randn(batch, 3, 224, 224).to("cuda", DTYPES[chosen.dtype])
         rows: list[Row] = []
         for name, entrant in entrants().items():
+            tolerance = TOLERANCE[chosen.dtype]
             rows.append(
-                measure(name, entrant, images, make=make, tolerance=TOLERANCE[chosen.dtype])
+                measure(name, entrant, images, make=make, tolerance=tolerance, roofline=roofline)
             )
             print(line(rows[-1], dense=rows[0]), flush=True)
         table.rows.extend(rows)

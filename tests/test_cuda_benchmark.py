@@ -124,6 +124,7 @@ def measured_model(entrant: gpu_model.Entrant, *, energy: float | str = 6.0) -> 
         torch.randn(2, 3, 64, 64, dtype=torch.bfloat16),
         make=tiny_model,
         tolerance=gpu_model.TOLERANCE["bfloat16"],
+        roofline=ROOFLINE,
         timer=lambda run, copies: 5000.0,
         energy=lambda run: energy,
     )
@@ -136,9 +137,20 @@ def test_a_right_model_gets_milliseconds_and_millijoules_an_image() -> None:
     assert 0 < row.error < 0.05
 
 
+def test_the_floor_of_a_model_is_that_of_its_linear_layers_at_their_density() -> None:
+    row = measured_model(gpu_model.entrants()["ours 64x16 d=0.5"])
+    wide, tokens = 128, 2 * 17  # 16 patches and the class token of two images
+    bytes_us = sum(
+        2 * (0.5 * out * into + tokens * (out + into)) / ROOFLINE.bytes_per_s * 1e6
+        for out, into in ((3 * wide, wide), (wide, wide), (4 * wide, wide), (wide, 4 * wide))
+    )
+    assert row.floor_ms == pytest.approx(2 * bytes_us / 1e3)  # two blocks, bound by memory
+    assert "floor" in gpu_model.line(row, dense=row)
+
+
 def test_a_model_that_was_not_pruned_as_it_says_gets_no_time() -> None:
     prune = gpu_model.entrants()["ours 64x16 d=0.5"].prune
-    row = measured_model(gpu_model.Entrant(change=lambda model: model, prune=prune))
+    row = measured_model(gpu_model.Entrant(change=lambda model: model, prune=prune, density=0.5))
     assert (row.latency_ms, row.energy_mj_per_image) == (None, None)
     assert row.reason == "the result is wrong"
 
