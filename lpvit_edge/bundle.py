@@ -41,6 +41,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     record: BundleRecord
     manifest: Manifest
+    rebuild: bool = False  # an engine that was compiled on another device is compiled again here
 
     def path(self, name: str) -> Path:
         """A file of the bundle."""

@@ -25,12 +25,17 @@ def install(
     other_device: Annotated[
         bool, typer.Option("--other-device", help="Install a bundle that was built elsewhere.")
     ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="The same, and build its TensorRT engine again here."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Copy a bundle into the store and promote it once its engine answered the golden frames here.
 
     A running `lpvit run --store` takes it over without a stop; what ran before is kept as
-    `previous`. A bundle that does not answer as it was built changes nothing: exit code 1.
+    `previous`. A bundle that does not answer as it was built changes nothing: exit code 1. With
+    --rebuild the line goes on with the old engine while a new one is built for this device.
 
     Example: lpvit install runs/demo --store /var/lib/lpvit/store
     """
@@ -41,10 +46,10 @@ def install(
     from lpvit_edge.store import BundleStore
 
     def prove(copy: Bundle) -> None:
-        if not other_device:
+        if not (other_device or rebuild):
             refuse_other_device(copy)
         with working("install: golden frames"):
-            proven_engine(copy).close()
+            proven_engine(msgspec.structs.replace(copy, rebuild=rebuild)).close()
 
     kept = BundleStore(store)
     if dense:

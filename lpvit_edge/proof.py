@@ -30,6 +30,7 @@ def load_bundle_engine(
         engine or bundle.manifest.engine,
         bundle.path("model.onnx"),
         threads=threads or bundle.manifest.threads,
+        rebuild=bundle.rebuild,
     )
 
 

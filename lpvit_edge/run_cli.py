@@ -54,6 +54,10 @@ def run(
     other_device: Annotated[
         bool, typer.Option("--other-device", help="Run a bundle that was built elsewhere.")
     ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="The same, and build its TensorRT engine again here."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Judge every frame of a source and deliver the verdicts, until it ends or SIGTERM comes.
@@ -70,13 +74,17 @@ def run(
     )  # fmt: skip
     token = None if dashboard is None else page_token(dashboard, None)
     with locked(Path(settings.state)):
-        bundles = _bundles(bundle, store, settings, other_device)
+        bundles = _bundles(bundle, store, settings, other_device, rebuild)
         summary, left = _run(bundles, settings, dashboard, token, seconds)
     _print(summary, left, json)
 
 
 def _bundles(
-    bundle: Path | None, store: Path | None, settings: "LineConfig", other_device: bool
+    bundle: Path | None,
+    store: Path | None,
+    settings: "LineConfig",
+    other_device: bool,
+    rebuild: bool,
 ) -> "Bundles":
     from lpvit_edge.errors import UnknownOptionError
     from lpvit_edge.line.bundles import OneBundle, StoredBundles
@@ -89,11 +97,11 @@ def _bundles(
                 f"[drift] fallback = {named!r}: with --store the denser bundle is the store's; "
                 "put it there with `lpvit install --dense`"
             )
-        return StoredBundles(BundleStore(store), other_device=other_device)
+        return StoredBundles(BundleStore(store), other_device=other_device, rebuild=rebuild)
     if bundle is None or store is not None:
         raise UnknownOptionError("give either a BUNDLE or --store DIR")
     fallback = None if named is None else Path(named)
-    return OneBundle(bundle, fallback=fallback, other_device=other_device)
+    return OneBundle(bundle, fallback=fallback, other_device=other_device, rebuild=rebuild)
 
 
 def _run(

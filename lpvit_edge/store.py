@@ -27,7 +27,7 @@ from lpvit_edge.records import Record
 
 Role = Literal["current", "previous", "dense"]
 # A TensorRT plan beside the model spares minutes; check.json is what the page shows of the energy.
-_BESIDE = ("bundle.json", *SEALED, *REFERENCE, "model.plan", "model.plan.json", "check.json")
+_BESIDE = ("bundle.json", *SEALED, *REFERENCE, "model.plan.json", "check.json")
 
 
 class StoreRecord(Record, frozen=True, kw_only=True):
@@ -111,7 +111,8 @@ class BundleStore:
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(parents=True)
         try:
-            for file in _BESIDE:
+            plans = (path.name for path in source.glob("model.*.plan"))
+            for file in (*_BESIDE, *plans):
                 if (source / file).is_file():
                     shutil.copyfile(source / file, incoming / file)
             prove(open_bundle(incoming))  # may leave a plan of its own beside the model

@@ -401,7 +401,7 @@ def test_a_plan_that_was_changed_or_cannot_be_loaded_is_refused(
     onnx = write_plan(tmp_path, content=b"broken")
     with pytest.raises(EngineError, match="TensorRT cannot load the engine"):
         TensorRtEngine(onnx, library=driver.path)
-    plan_file.plan_path(onnx).write_bytes(b"plan of somebody")
+    plan_file.plan_path(onnx, plan_file.sha256(b"broken")).write_bytes(b"plan of somebody")
     with pytest.raises(LpvitEdgeError, match=r"is not the plan that model\.plan\.json describes"):
         TensorRtEngine(onnx, library=driver.path)
     onnx.write_bytes(b"another model")

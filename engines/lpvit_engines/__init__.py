@@ -16,6 +16,7 @@ _ENGINES = {
     "openvino": "lpvit_engines.openvino_engine:OpenVinoEngine",
     "tensorrt": "lpvit_engines.tensorrt.engine:TensorRtEngine",
 }
+_KEEPING = frozenset({"tensorrt"})  # what they compiled stays beside the ONNX file
 
 
 def engine_names() -> tuple[str, ...]:
@@ -23,8 +24,13 @@ def engine_names() -> tuple[str, ...]:
     return tuple(_ENGINES)
 
 
-def load_engine(name: str, path: Path, *, threads: int | None = None) -> Engine:
+def load_engine(
+    name: str, path: Path, *, threads: int | None = None, rebuild: bool = False
+) -> Engine:
     """Compile the ONNX model at `path` with the engine called `name`, on all cores or `threads`.
+
+    An engine that keeps what it compiled (tensorrt) refuses that of another device with
+    DeviceMismatchError, or compiles again with `rebuild`; the others compile at each load.
 
     Raises UnknownEngineError, MissingDependencyError where the engine's library is absent, and
     EngineError where the file is missing or refused.
@@ -34,5 +40,6 @@ def load_engine(name: str, path: Path, *, threads: int | None = None) -> Engine:
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; give 1 or more, or None for every core")
     module, _, cls = _ENGINES[name].partition(":")
-    engine: Engine = getattr(import_module(module), cls)(path, threads=threads)
+    options = {"rebuild": True} if rebuild and name in _KEEPING else {}
+    engine: Engine = getattr(import_module(module), cls)(path, threads=threads, **options)
     return engine

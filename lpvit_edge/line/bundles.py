@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from lpvit_edge.bundle import Bundle, open_bundle, refuse_other_device
 from lpvit_edge.crash_loop import (
     MOST_STARTS,
@@ -57,13 +59,26 @@ _NO_DENSE = (
 )
 
 
+def _for_this_device(bundle: Bundle, *, other_device: bool, rebuild: bool) -> Bundle:
+    """The bundle, refused where it is of another device and neither option allows that."""
+    if not (other_device or rebuild):
+        refuse_other_device(bundle)
+    return msgspec.structs.replace(bundle, rebuild=rebuild)
+
+
 class OneBundle:
     """A folder that was named, and perhaps a denser one for a red drift alarm."""
 
     def __init__(
-        self, folder: Path, *, fallback: Path | None = None, other_device: bool = False
+        self,
+        folder: Path,
+        *,
+        fallback: Path | None = None,
+        other_device: bool = False,
+        rebuild: bool = False,
     ) -> None:
         self._folder = folder
+        self._rebuild = rebuild
         self._fallback = fallback
         self._other_device = other_device
 
@@ -97,9 +112,7 @@ class OneBundle:
 
     def _opened(self, folder: Path) -> Bundle:
         bundle = open_bundle(folder)
-        if not self._other_device:
-            refuse_other_device(bundle)
-        return bundle
+        return _for_this_device(bundle, other_device=self._other_device, rebuild=self._rebuild)
 
 
 class StoredBundles:
@@ -110,11 +123,13 @@ class StoredBundles:
         store: BundleStore,
         *,
         other_device: bool = False,
+        rebuild: bool = False,
         most_starts: int = MOST_STARTS,
         within_s: float = WITHIN_S,
     ) -> None:
         self._store = store
         self._other_device = other_device
+        self._rebuild = rebuild
         self._most_starts = most_starts
         self._within_s = within_s
         self._starts = store.folder / "starts.json"
@@ -210,9 +225,7 @@ class StoredBundles:
 
     def _opened(self, role: Role) -> Bundle:
         bundle = self._store.open(role)
-        if not self._other_device:
-            refuse_other_device(bundle)
-        return bundle
+        return _for_this_device(bundle, other_device=self._other_device, rebuild=self._rebuild)
 
     def _note_start(self, bundle: Bundle) -> None:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lpvit_edge.errors import EngineError
+from lpvit_edge.errors import DeviceMismatchError, EngineError
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.inputs import check_input
 from lpvit_engines.tensorrt import plan_file
@@ -27,16 +27,24 @@ _TRIAL_RUNS = 30
 
 
 class TensorRtEngine:
-    """An ONNX model with one input, as a plan beside it: model.plan, model.plan.json.
+    """An ONNX model with one input, as a plan beside it: model.HASH.plan, model.plan.json.
 
     A plan that is missing, or was made from another ONNX file, is built here, which takes minutes
-    on a Jetson. `threads` has no meaning on a GPU and is ignored. One thread at a time may use it.
+    on a Jetson; with `rebuild` also one of another device or TensorRT, which is DeviceMismatchError
+    otherwise. The old plan stays until the new one is whole, so that engines already loaded from
+    it go on, and a build that fails changes nothing. `threads` has no meaning on a GPU and is
+    ignored. One thread at a time may use it.
     """
 
     name = "tensorrt"
 
     def __init__(
-        self, path: Path, *, threads: int | None = None, library: str = cuda.LIBRARY
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        rebuild: bool = False,
+        library: str = cuda.LIBRARY,
     ) -> None:
         if not path.is_file():
             raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
@@ -45,7 +53,7 @@ class TensorRtEngine:
         with ExitStack() as stack:
             self._device = stack.enter_context(opened(library))
             with self._device.calls.current(self._device.context):
-                plan, self.manifest = self._plan(trt)
+                plan, self.manifest = self._plan(trt, rebuild=rebuild)
                 self._loaded: LoadedPlan | None = self._load(trt, plan)
             stack.callback(self._release, self._loaded)
             self._resources = stack.pop_all()
@@ -59,12 +67,18 @@ class TensorRtEngine:
         self.input_shape = session.inputs[0].shape
         self.outputs: tuple[str, ...] = tuple(x.name for x in session.outputs)
 
-    def _plan(self, trt: Any) -> tuple[bytes, plan_file.PlanManifest]:
+    def _plan(self, trt: Any, *, rebuild: bool) -> tuple[bytes, plan_file.PlanManifest]:
         calls = self._device.calls
         here = plan_file.device_key(calls, self._device.device, tensorrt=str(trt.__version__))
-        found = plan_file.read(self.path, here)
+        try:
+            found = plan_file.read(self.path, here)
+        except DeviceMismatchError as error:
+            if not rebuild:
+                raise
+            _LOG.warning("%s", error)
+            found = None
         if found is None:
-            _LOG.warning("building %s; this takes minutes", plan_file.plan_path(self.path))
+            _LOG.warning("building the engine of %s; this takes minutes", self.path)
             make_plan(self.path, self._device, proven=False)
             found = plan_file.read(self.path, here)
         assert found is not None  # it was just written from this very file

@@ -1,9 +1,13 @@
 """The serialized engine on disk, with the manifest that says what it was built from, where, and
 what was proven about it.
 
-    model.onnx  model.plan  model.plan.json
+    model.onnx  model.0123456789ab.plan  model.plan.json
+
+A plan is named after its content, so that replacing the manifest is the whole swap: whoever reads
+meanwhile, or after a power cut, finds the old pair or the new one.
 """
 
+import glob
 import hashlib
 import os
 from pathlib import Path
@@ -58,8 +62,8 @@ def device_key(calls: Calls, device: int, *, tensorrt: str) -> DeviceKey:
     )
 
 
-def plan_path(onnx: Path) -> Path:
-    return onnx.with_suffix(".plan")
+def plan_path(onnx: Path, plan_sha256: str) -> Path:
+    return onnx.with_name(f"{onnx.stem}.{plan_sha256[:12]}.plan")
 
 
 def manifest_path(onnx: Path) -> Path:
@@ -71,10 +75,14 @@ def sha256(content: bytes) -> str:
 
 
 def write(onnx: Path, plan: bytes, manifest: PlanManifest) -> None:
-    """Both files, each whole or not at all; the manifest last, since it vouches for the plan."""
-    _write_atomic(plan_path(onnx), plan)
+    """Put a plan in the place of the one before, at once; that one is then removed."""
+    new = plan_path(onnx, manifest.plan_sha256)
+    _write_atomic(new, plan)
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
     _write_atomic(manifest_path(onnx), text)
+    for old in onnx.parent.glob(f"{glob.escape(onnx.stem)}.{'[0-9a-f]' * 12}.plan"):
+        if old != new:
+            old.unlink(missing_ok=True)
 
 
 def _write_atomic(path: Path, content: bytes) -> None:
@@ -95,16 +103,19 @@ def read(onnx: Path, here: DeviceKey) -> tuple[bytes, PlanManifest] | None:
     Raises DeviceMismatchError for a plan of another device or TensorRT, naming both sides, and
     FileFormatError where plan and manifest do not belong together.
     """
-    if not plan_path(onnx).is_file() or not manifest_path(onnx).is_file():
+    if not manifest_path(onnx).is_file():
         return None
     manifest = read_manifest(manifest_path(onnx))
+    path = plan_path(onnx, manifest.plan_sha256)
+    if not path.is_file():
+        return None
     if manifest.onnx_sha256 != sha256(onnx.read_bytes()):
         return None
-    refuse_other_device(manifest.device, here, path=plan_path(onnx))
-    plan = plan_path(onnx).read_bytes()
+    refuse_other_device(manifest.device, here, path=path)
+    plan = path.read_bytes()
     if sha256(plan) != manifest.plan_sha256:
         raise FileFormatError(
-            f"{plan_path(onnx)} is not the plan that {manifest_path(onnx).name} describes; delete "
+            f"{path} is not the plan that {manifest_path(onnx).name} describes; delete "
             "it and build again with lpvit build --engine tensorrt"
         )
     return plan, manifest
@@ -133,6 +144,6 @@ def refuse_other_device(built: DeviceKey, here: DeviceKey, *, path: Path) -> Non
     ]
     if different:
         raise DeviceMismatchError(
-            f"{path} was built for another device: {'; '.join(different)}. Delete it here and "
-            "build from the ONNX file beside it: lpvit build --engine tensorrt"
+            f"{path} was built for another device: {'; '.join(different)}. Build it "
+            "again here from the ONNX file beside it: --rebuild"
         )
