@@ -102,6 +102,7 @@ def _record(
         rest_weight_bytes=_rest_weight_bytes(dense_onnx, layers),
         factors=networks.factors,
         mixed_error=networks.mixed_error,
+        energy_sum_over_measured=networks.energy_sum,
     )
 
 

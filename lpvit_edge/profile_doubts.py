@@ -45,6 +45,12 @@ def reasons(
         yield f"the same layer took {drift:+.0%} at the end; let the machine come to rest"
     if not _SUM_LIMITS[0] <= total <= _SUM_LIMITS[1]:
         yield f"the parts add up to {total:.2f} of the whole network; take layer times as relative"
+    joules = networks.energy_sum
+    if joules is not None and not _SUM_LIMITS[0] <= joules <= _SUM_LIMITS[1]:
+        yield (
+            f"the energies of the parts add up to {joules:.2f} of the whole network's; take layer "
+            "energies as relative"
+        )
     yield from _of_factors(gemms, networks.factors)
     error = networks.mixed_error
     if error is not None and abs(error) > _ERROR_LIMIT:

@@ -104,7 +104,7 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     """What this device needs for every form of every layer of one model."""
 
     KIND: ClassVar[str] = "device-profile"
-    FORMAT: ClassVar[int] = 3
+    FORMAT: ClassVar[int] = 4
 
     device: dict[str, Any]
     fingerprint: str
@@ -127,6 +127,7 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     rest_energy_mj: float | None = None  # gross, of the network without its prunable layers
     rest_weight_bytes: int | None = None  # of all other initializers; None before format 2
     factors: dict[str, float] = {}  # k by pattern: layers in a network over alone; absent: 1
+    energy_sum_over_measured: float | None = None  # as sum_over_measured; None before format 4
     mixed_error: float | None = None  # of a mixed network's prediction, which fitted no factor
 
 

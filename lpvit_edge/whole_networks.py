@@ -47,6 +47,7 @@ class Networks(msgspec.Struct, frozen=True, kw_only=True):
     factors: dict[str, float]
     mixed_error: float | None  # predicted over measured, less 1; None without any sparse form
     rest_energy_mj: float | None
+    energy_sum: float | None = None  # (rest + dense layers) / dense, in energy; None if unknown
 
 
 def measure_networks(
@@ -73,16 +74,18 @@ def measure_networks(
         ):
             paths[name] = Path(scratch) / f"{len(paths)}.onnx"
             export_forms(job, forms, paths[name])
-        timed, emptied_mj = _timed(job, paths, seconds=seconds, sensor=sensor)
+        timed, energy_mj = _timed(job, paths, seconds=seconds, sensor=sensor)
     latency_ms = {name: found.median_ms for name, found in timed.items()}
     rest = profiling.rest_ms(latency_ms["emptied"], layers, gemms, _named(networks["emptied"]))
     factors = fitted_factors(latency_ms, networks, layers, gemms, rest_ms=rest)
+    rest_mj = rest_energy_mj(energy_mj.get("emptied"), layers, gemms, _named(networks["emptied"]))
     return Networks(
         dense=timed["dense"],
         rest_ms=rest,
         factors=factors,
         mixed_error=_error(latency_ms, mixed, layers, gemms, factors, rest_ms=rest),
-        rest_energy_mj=rest_energy_mj(emptied_mj, layers, gemms, _named(networks["emptied"])),
+        rest_energy_mj=rest_mj,
+        energy_sum=energy_sum(energy_mj.get("dense"), rest_mj, layers, gemms),
     )
 
 
@@ -192,6 +195,21 @@ def rest_energy_mj(
     return max(0.0, emptied_mj - sum(energy or 0.0 for energy in alone))
 
 
+def energy_sum(
+    dense_mj: float | None,
+    rest_mj: float | None,
+    layers: tuple[LayerShape, ...],
+    gemms: tuple[GemmCost, ...],
+) -> float | None:
+    """Energy of the rest and of all dense layers over that of the whole dense network."""
+    known = {_shape(g): g.energy_mj for g in gemms if g.pattern == "dense"}
+    alone = [known[_shape(layer)] for layer in layers]
+    parts = [part for part in (rest_mj, *alone) if part is not None]
+    if not dense_mj or len(parts) < len(alone) + 1:
+        return None
+    return sum(parts) / dense_mj
+
+
 def _shape(part: LayerShape | GemmCost) -> tuple[int, int, int, str]:
     return part.tokens, part.in_features, part.out_features, part.activation
 
@@ -212,8 +230,8 @@ def _timed(
     *,
     seconds: float,
     sensor: "tuple[Sampler, SourceInfo] | None",
-) -> "tuple[dict[str, LatencyMeasurement], float | None]":
-    """All networks in alternation, and with a sensor the energy of one call of the emptied one."""
+) -> "tuple[dict[str, LatencyMeasurement], dict[str, float | None]]":
+    """All networks in alternation; with a sensor the energy of a call, dense and emptied."""
     from lpvit_edge.progress import working
     from lpvit_engines import load_engine
     from lpvit_profilers.latency import measure_alternating
@@ -226,7 +244,11 @@ def _timed(
             for name, path in paths.items()
         }
         timed = measure_alternating(runs, min_time_s=seconds)
-        energy_mj = None if sensor is None else profiling.call_energy_mj(runs["emptied"], *sensor)
+        energy_mj = {
+            name: profiling.call_energy_mj(runs[name], *sensor)
+            for name in ("dense", "emptied")
+            if sensor is not None
+        }
     return timed, energy_mj
 
 

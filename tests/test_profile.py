@@ -255,7 +255,7 @@ def test_energies_of_a_stuck_sensor_do_not_pass_for_measured() -> None:
 def said(*gemms: GemmCost, total: float = 1.0, **changes: Any) -> list[str]:
     """The doubts about these forms and whole networks of which nothing else is known."""
     networks: dict[str, Any] = {"rest_ms": 1.0, "factors": {"dense": 1.0, "64x1": 1.0}}
-    networks |= {"mixed_error": None, **changes}
+    networks |= {"mixed_error": None, "energy_sum": None, **changes}
     return list(reasons(gemms, SimpleNamespace(**networks), drift=0.0, total=total))  # type: ignore[arg-type]
 
 
@@ -270,6 +270,12 @@ def test_a_time_of_nothing_is_a_reason_to_distrust_the_profile() -> None:
 def test_parts_that_do_not_add_up_are_a_reason_to_distrust_the_profile() -> None:
     assert not said(cost(LARGE), total=0.81) + said(cost(LARGE), total=1.24)
     assert said(cost(LARGE), total=0.79)[0].startswith("the parts add up to 0.79 of the whole")
+
+
+def test_energies_that_do_not_add_up_are_a_reason_to_distrust_the_profile() -> None:
+    assert not said(cost(LARGE), energy_sum=1.2)
+    (doubt,) = said(cost(LARGE), energy_sum=1.4)
+    assert doubt.startswith("the energies of the parts add up to 1.40 of the whole network's")
 
 
 def test_a_mixed_network_that_was_predicted_badly_is_a_reason_to_distrust_the_profile() -> None:

@@ -75,4 +75,6 @@ def test_each_form_and_the_rest_get_the_power_for_the_time_they_take(
     took_ms = sum(gemm.latency_ms for gemm in measured)
     assert 0.2 < energy_mj / (took_ms * POWER_MW / 1000.0) < 5.0
     assert profile.rest_energy_mj is not None
+    dense_known = all(g.energy_mj is not None for g in profile.gemms if g.pattern == "dense")
+    assert (profile.energy_sum_over_measured is not None) == dense_known
     assert 0.2 < profile.rest_energy_mj / (profile.rest_ms * POWER_MW / 1000.0) < 5.0

@@ -14,6 +14,7 @@ from lpvit_edge.prediction import layer_latency, measured_sparsities, predicted_
 from lpvit_edge.records import GemmCost
 from lpvit_edge.whole_networks import (
     emptied_forms,
+    energy_sum,
     fitted_factors,
     measure_networks,
     mixed_forms,
@@ -109,6 +110,15 @@ def test_the_energy_of_the_rest_is_the_emptied_networks_less_its_empty_layers() 
     assert rest_energy_mj(9.0, LAYERS, silent, {}) is None  # what a dense layer needs is not known
 
 
+def test_the_energies_of_the_parts_are_held_against_the_whole_network() -> None:
+    # dense layers take 2 + 1 + 2 + 1 ms at 6 W beside the 4 mJ of the rest
+    assert energy_sum(50.0, REST_MJ, LAYERS, GEMMS) == pytest.approx(40.0 / 50.0)
+    assert energy_sum(None, REST_MJ, LAYERS, GEMMS) is None
+    assert energy_sum(50.0, None, LAYERS, GEMMS) is None
+    silent = tuple(msgspec.structs.replace(g, energy_mj=None) for g in GEMMS)
+    assert energy_sum(50.0, REST_MJ, LAYERS, silent) is None
+
+
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine without an engine, whose networks take what inside_ms says."""
@@ -117,12 +127,12 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def export(_: object, forms: dict[str, tuple[str, float]], path: Path) -> None:
         path.write_text(str(inside_ms(forms)))
 
-    def timed(_: object, paths: dict[str, Path], **__: object) -> tuple[Any, None]:
+    def timed(_: object, paths: dict[str, Path], **__: object) -> tuple[Any, dict[str, float]]:
         exported.extend(paths)
         found = {
             name: SimpleNamespace(median_ms=float(path.read_text())) for name, path in paths.items()
         }
-        return found, None
+        return found, {}
 
     monkeypatch.setattr(whole_networks, "export_forms", export)
     monkeypatch.setattr(whole_networks, "_timed", timed)
