@@ -9,7 +9,7 @@ from pathlib import Path
 from lpvit_edge.errors import EngineError, UnknownEngineError
 from lpvit_engines.base import Engine
 
-__all__ = ["Engine", "engine_names", "load_engine"]
+__all__ = ["PRECISIONS", "Engine", "engine_names", "load_engine", "resolve_precision"]
 
 _ENGINES = {
     "fake": "lpvit_engines.fake:FakeEngine",
@@ -17,6 +17,13 @@ _ENGINES = {
     "tensorrt": "lpvit_engines.tensorrt.engine:TensorRtEngine",
 }
 _KEEPING = frozenset({"tensorrt"})  # what they compiled stays beside the ONNX file
+DEFAULT_PRECISION = "default"
+# What load_engine accepts for each engine; the first is its default.
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "fake": ("float32",),
+    "openvino": ("float32", "bf16"),
+    "tensorrt": ("float16",),
+}
 
 
 def engine_names() -> tuple[str, ...]:
@@ -25,21 +32,44 @@ def engine_names() -> tuple[str, ...]:
 
 
 def load_engine(
-    name: str, path: Path, *, threads: int | None = None, rebuild: bool = False
+    name: str,
+    path: Path,
+    *,
+    threads: int | None = None,
+    precision: str = DEFAULT_PRECISION,
+    rebuild: bool = False,
 ) -> Engine:
     """Compile the ONNX model at `path` with the engine called `name`, on all cores or `threads`.
 
-    An engine that keeps what it compiled (tensorrt) refuses that of another device with
-    DeviceMismatchError, or compiles again with `rebuild`; the others compile at each load.
+    `precision` "default" is the engine's own (float32 of openvino, float16 of tensorrt); what else
+    it has is in PRECISIONS. An engine that keeps what it compiled (tensorrt) refuses that of
+    another device with DeviceMismatchError, or compiles again with `rebuild`; the others compile
+    at each load.
 
-    Raises UnknownEngineError, MissingDependencyError where the engine's library is absent, and
+    Raises UnknownEngineError, MissingDependencyError where the engine's library is absent,
+    EnvironmentUnfitError where this processor lacks the precision, and
     EngineError where the file is missing or refused.
     """
     if name not in _ENGINES:
         raise UnknownEngineError(f"no engine {name!r}; there are: {', '.join(_ENGINES)}")
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; give 1 or more, or None for every core")
+    chosen = resolve_precision(name, precision)
     module, _, cls = _ENGINES[name].partition(":")
-    options = {"rebuild": True} if rebuild and name in _KEEPING else {}
+    options: dict[str, str | bool] = {}
+    if chosen != PRECISIONS[name][0]:
+        options["precision"] = chosen
+    if rebuild and name in _KEEPING:
+        options["rebuild"] = True
     engine: Engine = getattr(import_module(module), cls)(path, threads=threads, **options)
     return engine
+
+
+def resolve_precision(name: str, precision: str) -> str:
+    """The precision of the engine called `name` that is meant; EngineError for one it lacks."""
+    if precision == DEFAULT_PRECISION:
+        return PRECISIONS[name][0]
+    if precision not in PRECISIONS[name]:
+        known = ", ".join(PRECISIONS[name])
+        raise EngineError(f"the engine {name} does not run in {precision!r}; it has: {known}")
+    return precision

@@ -80,6 +80,7 @@ class PackedLayer:
             "run": ctypes.cast(called, ctypes.c_void_p).value or 0,
             "layer": self._handle,
             "threads": threads or 0,
+            "bf16": int(is_bf16),
         }
 
     def __call__(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:

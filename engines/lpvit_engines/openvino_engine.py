@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines.inputs import check_input
-from lpvit_engines.native import tbb_threads
+from lpvit_engines.native import Precision, instruction_set, tbb_threads
 from lpvit_engines.openvino_node import SparseNodes
 
 OLDEST_OPENVINO = 2026
@@ -26,23 +26,34 @@ _LOG = logging.getLogger(__name__)
 
 
 class OpenVinoEngine:
-    """An ONNX model with one input, compiled by OpenVINO for this processor."""
+    """An ONNX model with one input, compiled by OpenVINO for this processor.
+
+    With precision "bf16" OpenVINO's own nodes and the sparse nodes compute in bfloat16 and add up
+    in float32; input and outputs stay float32. A processor without AVX512_BF16 is refused.
+    """
 
     name = "openvino"
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, precision: Precision = "float32"
+    ) -> None:
         if not path.is_file():
             raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
         self.path = path
+        self.precision = precision
+        instruction_set(precision)  # refuses what this processor lacks, also for a dense model
         openvino = _supported_openvino()
-        self._nodes = SparseNodes(thread_table=_thread_table())
+        self._nodes = SparseNodes(thread_table=_thread_table(), precision=precision)
         with _vendor_errors(f"cannot compile {path}", self._nodes):
             core = openvino.Core()
             core.add_extension(self._nodes.extension())
             model = _read_model(core, path)
+            self._nodes.join(model)
             self._layers = self._nodes.layers(model)
             self._attention = self._nodes.fuse_attention(model)
-            self._compiled: Any = core.compile_model(model, "CPU", settings(threads))
+            self._compiled: Any = core.compile_model(
+                model, "CPU", settings(threads, precision=precision)
+            )
             self._request: Any = self._compiled.create_infer_request()
         self.input_shape = _shape(self._compiled.inputs[0].partial_shape)
         self.outputs: tuple[str, ...] = tuple(
@@ -126,11 +137,12 @@ def _read_model(core: Any, path: Path) -> Any:
     return model
 
 
-def settings(threads: int | None) -> dict[str, Any]:
-    """What dense and sparse models are both compiled with: one request at a time, float32."""
+def settings(threads: int | None, *, precision: Precision = "float32") -> dict[str, Any]:
+    """What dense and sparse models are both compiled with: one request at a time, no precision
+    but the one that was asked for."""
     chosen: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "NUM_STREAMS": 1,
     }
     if threads is not None:
