@@ -2,10 +2,12 @@
 
     python benchmarks/cpu_engine.py --quick --json      DeiT-S, 50 and 80 %, under a minute
     python benchmarks/cpu_engine.py                     DeiT-S and DeiT-B, one and two threads
+    python benchmarks/cpu_engine.py --precision bf16    the same in bfloat16
 
 Every round calls each engine once, so a disturbance of the machine meets them all. dense_ms and
 sparse_ms are medians over the rounds and speedup is their quotient; speedup_quartiles are those of
-the rounds' own quotients. The baseline is the faster of OpenVINO and ONNX Runtime. CPU time of
+the rounds' own quotients. The baseline is the faster of OpenVINO, in the same precision, and ONNX
+Runtime, whose CPU provider has no bfloat16 and stays float32. CPU time of
 the process stands beside wall time: on one thread it tells the same story where other programs
 take turns on the cores; on several, waiting workers add to it.
 Weights are random: speed is measured here, nothing else.
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 
 from benchmarks.layer_roofline import measured_peak_gflops, roofline
 from benchmarks.vit_onnx import export_dense, write_sparse
-from lpvit_engines import Engine, load_engine
+from lpvit_engines import PRECISIONS, Engine, load_engine
 from lpvit_engines.native import instruction_set
 
 MODELS = {"deit_small": "deit_small_patch16_224", "deit_base": "deit_base_patch16_224"}
@@ -57,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--out", type=Path, help="also write the document to this file")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--precision", choices=PRECISIONS["openvino"], default="float32")
     parser.add_argument("--patterns", nargs="+", default=["64x1", "64x16"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
     parser.add_argument("--rounds", type=int, default=15)
@@ -68,7 +71,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    peak = measured_peak_gflops()
+    peak = measured_peak_gflops(options.precision)
     rows: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
     for model in options.models:
@@ -78,14 +81,22 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         files, gemms = write_variants(dense, options.patterns)
         for threads in dict.fromkeys(options.threads):
             note(f"timing {model} on {threads} threads, {options.rounds} rounds")
-            rows += compare(model, dense, files, threads=threads, rounds=options.rounds)
+            rows += compare(
+                model,
+                dense,
+                files,
+                threads=threads,
+                rounds=options.rounds,
+                precision=options.precision,
+            )
         if not options.quick:
-            layers += [{"model": model, **row} for row in roofline(gemms, peak_gflops=peak)]
+            found = roofline(gemms, peak_gflops=peak, precision=options.precision)
+            layers += [{"model": model, **row} for row in found]
     return {
         "schema": "lpvit.bench.cpu/1",
         "rows": rows,
         "layers": layers,
-        "isa": instruction_set(),
+        "isa": instruction_set(options.precision),
         "peak_gflops_one_core": round(peak, 1),
         "machine": describe_machine(),
     }
@@ -112,11 +123,13 @@ def compare(
     *,
     threads: int,
     rounds: int,
+    precision: str,
 ) -> list[dict[str, Any]]:
     """One row for each sparse file, against the faster dense engine of the same rounds."""
     paths: dict[Any, Path] = {"openvino": dense, **files}
     engines: dict[Any, Engine] = {
-        key: load_engine("openvino", path, threads=threads) for key, path in paths.items()
+        key: load_engine("openvino", path, threads=threads, precision=precision)
+        for key, path in paths.items()
     }
     calls: dict[Any, Infer] = {key: engine.infer for key, engine in engines.items()}
     calls["onnxruntime"] = onnxruntime_call(dense, threads=threads)
@@ -127,7 +140,7 @@ def compare(
     return [
         {
             "model": model,
-            "precision": "float32",
+            "precision": precision,
             "pattern": pattern,
             "sparsity": sparsity,
             "threads": threads,

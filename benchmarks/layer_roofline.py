@@ -7,32 +7,37 @@ from typing import Any
 import numpy as np
 
 from benchmarks.vit_onnx import Gemm, prune_at_random
-from lpvit_engines.native import PackedLayer, fma_flops
+from lpvit_engines.native import PackedLayer, Precision, fma_flops
 
 TOKENS = 197
 REPEATS = 15
 
 
-def measured_peak_gflops() -> float:
+def measured_peak_gflops(precision: Precision = "float32") -> float:
     """The best of several runs of the kernel's multiply-add loop, by the thread's own CPU time."""
-    return max(_gflops_of_loop() for _ in range(20))
+    return max(_gflops_of_loop(precision) for _ in range(20))
 
 
-def _gflops_of_loop(rounds: int = 200_000) -> float:
+def _gflops_of_loop(precision: Precision, rounds: int = 200_000) -> float:
     start = time.thread_time()
-    flops = fma_flops(rounds)
+    flops = fma_flops(rounds, precision=precision)
     return flops / (time.thread_time() - start) / 1e9
 
 
 def roofline(
-    gemms: dict[tuple[str, float], list[Gemm]], *, peak_gflops: float
+    gemms: dict[tuple[str, float], list[Gemm]],
+    *,
+    peak_gflops: float,
+    precision: Precision = "float32",
 ) -> list[dict[str, Any]]:
     """A row for each distinct shape of each (pattern, sparsity), useful work only."""
     rows = []
     for (pattern, sparsity), layers in gemms.items():
         shapes = dict.fromkeys((g.in_features, g.out_features) for g in layers)
         for in_features, out_features in shapes:
-            milliseconds, flops = time_layer(in_features, out_features, pattern, sparsity)
+            milliseconds, flops = time_layer(
+                in_features, out_features, pattern, sparsity, precision
+            )
             gflops = flops / milliseconds / 1e6
             rows.append(
                 {
@@ -49,7 +54,7 @@ def roofline(
 
 
 def time_layer(
-    in_features: int, out_features: int, pattern: str, sparsity: float
+    in_features: int, out_features: int, pattern: str, sparsity: float, precision: Precision
 ) -> tuple[float, float]:
     """Median thread CPU time in ms of one call, and its floating-point operations."""
     rng = np.random.default_rng(0)
@@ -59,7 +64,7 @@ def time_layer(
     x = rng.standard_normal((TOKENS, in_features), dtype=np.float32)
     out = np.empty((TOKENS, out_features), np.float32)
     times = []
-    with PackedLayer(matrix) as layer:
+    with PackedLayer(matrix, precision=precision) as layer:
         for _ in range(REPEATS):
             start = time.thread_time()
             layer(x, out)
