@@ -1,9 +1,6 @@
 """The verb `run`: a bundle behind a camera."""
 
-import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +10,7 @@ import typer
 if TYPE_CHECKING:
     from lpvit_edge.line.bundles import Bundles
     from lpvit_edge.line.config import LineConfig
-    from lpvit_edge.line.judge import Summary
-    from lpvit_edge.line.line import Line
+    from lpvit_edge.line.service import Served
 
 RUN_SCHEMA = "lpvit.run/1"
 
@@ -50,6 +46,12 @@ def run(
     dashboard: Annotated[
         str | None, typer.Option(help="host:port of the page with power, verdicts and drift.")
     ] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="A denser bundle beside the line: its folder, or dense.")
+    ] = None,
+    shadow_share: Annotated[
+        float | None, typer.Option(help="Of the frames, judged by it too (default 0.02).")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after so long.")] = None,
     other_device: Annotated[
         bool, typer.Option("--other-device", help="Run a bundle that was built elsewhere.")
@@ -67,16 +69,17 @@ def run(
     """
     from lpvit_edge.dashboard_cli import page_token
     from lpvit_edge.line.line import locked
+    from lpvit_edge.line.service import serve_line
 
     settings = _config(
         config, source=source, sinks=sink, policy=policy, deadline_ms=deadline_ms, accept=accept,
-        state=state, health=health,
+        state=state, health=health, shadow=shadow, shadow_share=shadow_share,
     )  # fmt: skip
     token = None if dashboard is None else page_token(dashboard, None)
     with locked(Path(settings.state)):
         bundles = _bundles(bundle, store, settings, other_device, rebuild)
-        summary, left = _run(bundles, settings, dashboard, token, seconds)
-    _print(summary, left, json)
+        served = serve_line(bundles, settings, page=dashboard, token=token, seconds=seconds)
+    _print(served, json)
 
 
 def _bundles(
@@ -104,44 +107,6 @@ def _bundles(
     return OneBundle(bundle, fallback=fallback, other_device=other_device, rebuild=rebuild)
 
 
-def _run(
-    bundles: "Bundles",
-    settings: "LineConfig",
-    dashboard: str | None,
-    token: str | None,
-    seconds: float | None,
-) -> "tuple[Summary, dict[str, int]]":
-    """Run the line; where a stored bundle fails its warm-up, once more with the one before."""
-    from lpvit_edge.dashboard_cli import announce
-    from lpvit_edge.errors import EngineError, MismatchError
-    from lpvit_edge.line.line import Line
-    from lpvit_edge.line.watched import watch_drift, watched
-
-    while True:
-        opened = bundles.begin()
-        with watched(opened, settings, bind=dashboard, token=token) as hub:
-            if dashboard is not None:
-                announce(f"http://{dashboard}", token)
-            line = Line(opened, settings, hub=hub)
-            _stop_on_signals(line)
-            if hub is not None:
-                watch_drift(hub, line, bundles)
-            bundles.tell(line)
-            started = False
-            try:
-                line.start()
-                started = True
-                _serve(line, bundles, seconds)
-            except (MismatchError, EngineError) as error:
-                if started or not bundles.go_back(str(error)):
-                    raise
-                continue
-            finally:
-                left = line.close()
-            bundles.end()
-            return line.summary(), left
-
-
 def _config(path: Path | None, *, sinks: list[str] | None, **options: Any) -> "LineConfig":
     """line.toml with the options of the command line in their places."""
     from lpvit_edge.errors import UnknownOptionError
@@ -161,72 +126,24 @@ def _config(path: Path | None, *, sinks: list[str] | None, **options: Any) -> "L
     if options["accept"] is not None:
         names = [name.strip() for name in options["accept"].split(",")]
         tables["verdict"] = {**tables.get("verdict", {}), "accept": names}
+    for option, key in (("shadow", "bundle"), ("shadow_share", "share")):
+        if options[option] is not None:
+            tables["shadow"] = {**tables.get("shadow", {}), key: options[option]}
     for option in ("state", "health"):
         if options[option] is not None:
             tables[option] = options[option]
     return line_config(tables, name=str(path or "command line"))
 
 
-def _stop_on_signals(line: "Line") -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: line.request_stop())
-
-
-def _serve(line: "Line", bundles: "Bundles", seconds: float | None) -> None:
-    """Judge until the end or request_stop(); what waits then is still judged."""
-    from lpvit_edge.line.health import HealthServer
-
-    notify = _watchdog(line, seconds)
-
-    def each() -> None:
-        notify()
-        bundles.look(line)
-
-    server = None
-    try:
-        if line.config.health is not None:
-            server = HealthServer(line.config.health, line.status)
-        line.run(each=each)
-    finally:
-        if server is not None:
-            server.close()
-
-
-def _watchdog(line: "Line", seconds: float | None) -> Callable[[], None]:
-    """Called between frames: says READY after the first verdict of the engine, then WATCHDOG.
-
-    WATCHDOG is only sent while the source is live and the engine answers, so that systemd
-    restarts what no restart of the capture process could mend.
-    """
-    from lpvit_edge.line.notify import Notifier
-
-    notifier = Notifier()
-    end_s = None if seconds is None else time.monotonic() + seconds
-    period_s = min(1.0, (notifier.watchdog_s or 4.0) / 4)
-    ready, sent_s = False, 0.0
-
-    def each() -> None:
-        nonlocal ready, sent_s
-        now_s = time.monotonic()
-        if end_s is not None and now_s >= end_s:
-            line.request_stop()
-        if now_s - sent_s < period_s:
-            return
-        counts = line.settlement.counts
-        if not ready and counts.ok + counts.reject > 0:
-            ready = True
-            notifier.send(ready="1")
-        status = line.status()
-        if ready and status.engine and status.source:
-            sent_s = now_s
-            notifier.send(watchdog="1", status=f"{status.frames} frames, {status.text}")
-
-    return each
-
-
-def _print(summary: "Summary", left: dict[str, int], json: bool) -> None:
+def _print(served: "Served", json: bool) -> None:
+    summary, left, shadow = served.summary, served.undelivered, served.shadow
     if json:
-        content = {"schema": RUN_SCHEMA, **msgspec.to_builtins(summary), "undelivered": left}
+        content = {
+            "schema": RUN_SCHEMA,
+            **msgspec.to_builtins(summary),
+            "undelivered": left,
+            "shadow": msgspec.to_builtins(shadow),
+        }
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
         sys.stdout.write("\n")
         return
@@ -239,5 +156,11 @@ def _print(summary: "Summary", left: dict[str, int], json: bool) -> None:
         f"({summary.late} late, {summary.overflowed} overflow), {summary.dropped} dropped\n"
         f"trigger to verdict p50 / p99 / p99.9: {times} ms\n"
     )
+    if shadow is not None:
+        sys.stdout.write(
+            f"dense engine beside: {shadow.compared} compared, {shadow.agreed} agreed, "
+            f"{shadow.escapes} escapes, {shadow.overkills} overkills, {shadow.other} other labels, "
+            f"{shadow.dropped} dropped, {shadow.failed} failed\n"
+        )
     for name, count in left.items():
         sys.stdout.write(f"{name}: {count} entries not delivered yet; the next run sends them\n")

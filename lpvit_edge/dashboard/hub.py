@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -76,6 +76,7 @@ class Hub:
         self._model_j, self._model_reason = model_energy
         self.power = power
         self.watcher = watcher
+        self.shadow: Callable[[], ShadowNow] | None = None
         self._root = root
         self._lock = threading.Lock()
         self._counters = FrameCounters()
@@ -186,6 +187,9 @@ class Hub:
         return self.watcher.drift_now(not_watched=not_watched)
 
     def _shadow(self) -> tuple[ShadowNow | None, str | None]:
+        if self.shadow is not None:
+            now = self.shadow()
+            return now, now.reason
         if self.watcher is None:
             return None, "no dense engine runs beside this line" if self._engine else _NO_LINE
         return self.watcher.shadow_now()

@@ -15,7 +15,7 @@ from lpvit_edge.crash_loop import (
     note_start,
     this_moment,
 )
-from lpvit_edge.errors import LpvitEdgeError
+from lpvit_edge.errors import LpvitEdgeError, UnknownOptionError
 from lpvit_edge.line.records import Severity
 from lpvit_edge.store import BundleStore, Role
 
@@ -36,6 +36,10 @@ class Bundles(Protocol):
         """Record what happened before there was a line."""
         ...
 
+    def starting(self) -> None:
+        """The engine is loaded next."""
+        ...
+
     def go_back(self, reason: str) -> bool:
         """Leave the bundle that failed its warm-up; False where there is no other."""
         ...
@@ -46,6 +50,10 @@ class Bundles(Protocol):
 
     def fall_back(self, line: "Line", reason: str) -> None:
         """Offer the denser bundle to the line."""
+        ...
+
+    def dense(self) -> Bundle:
+        """The denser bundle. Raises UnknownOptionError or FileFormatError where there is none."""
         ...
 
     def end(self) -> None:
@@ -91,6 +99,9 @@ class OneBundle:
     def tell(self, line: "Line") -> None:
         """Nothing happened before."""
 
+    def starting(self) -> None:
+        """Nothing is counted."""
+
     def go_back(self, reason: str) -> bool:
         return False
 
@@ -107,6 +118,13 @@ class OneBundle:
         except LpvitEdgeError as error:
             line.settlement.event("bundle", f"no way back to a denser bundle: {error}", "alarm")
 
+    def dense(self) -> Bundle:
+        if self._fallback is None:
+            raise UnknownOptionError(
+                "--shadow dense needs --store, or `fallback` in [drift]; or give a bundle's folder"
+            )
+        return self._opened(self._fallback)
+
     def end(self) -> None:
         """Nothing was noted."""
 
@@ -116,7 +134,7 @@ class OneBundle:
 
 
 class StoredBundles:
-    """The store, as one line uses it. begin() first, then look() between frames."""
+    """The store, as one line uses it: begin(), tell(), starting(), then look() between frames."""
 
     def __init__(
         self,
@@ -134,17 +152,19 @@ class StoredBundles:
         self._within_s = within_s
         self._starts = store.folder / "starts.json"
         self._known: str | None = None  # the current bundle that was looked at last
+        self._running: Bundle | None = None
         self._works = False
         self._looked_s = 0.0
         self.told: list[tuple[str, Severity]] = []  # before there is a line to tell it
 
     def begin(self) -> Bundle:
-        """The bundle to start with; the start is noted on disk before anything is loaded.
+        """The bundle to start with.
 
         Goes back to `previous` where `current` is damaged, or did not come to a verdict in the
         last starts. Raises what open_bundle raises where nothing is left.
         """
         record = self._store.record()
+        self._running = None
         if record.on_dense is not None:
             self._known = record.current
             self.told.append((f"the denser bundle runs: {record.on_dense}", "warning"))
@@ -161,8 +181,18 @@ class StoredBundles:
                 raise
             bundle = self._opened("current")
         self._known = self._store.record().current
-        self._note_start(bundle)
+        self._running = bundle
         return bundle
+
+    def starting(self) -> None:
+        """Note the start on disk, before the engine is loaded."""
+        if self._running is None:
+            return  # the dense bundle: nothing stands before it
+        try:
+            start = this_moment(self._running.folder.name)
+            note_start(self._starts, start, within_s=self._within_s)
+        except OSError as error:  # a full disk must not keep the line from starting
+            self.told.append((f"this start could not be noted: {error}", "warning"))
 
     def go_back(self, reason: str) -> bool:
         """Leave the current bundle for the previous one; False where there is none."""
@@ -215,6 +245,9 @@ class StoredBundles:
             line.settlement.event("bundle", text, severity)
         self.told.clear()
 
+    def dense(self) -> Bundle:
+        return self._opened("dense")
+
     def end(self) -> None:
         """A clean end is no crash."""
         self._forget_starts()
@@ -226,12 +259,6 @@ class StoredBundles:
     def _opened(self, role: Role) -> Bundle:
         bundle = self._store.open(role)
         return _for_this_device(bundle, other_device=self._other_device, rebuild=self._rebuild)
-
-    def _note_start(self, bundle: Bundle) -> None:
-        try:
-            note_start(self._starts, this_moment(bundle.folder.name), within_s=self._within_s)
-        except OSError as error:  # a full disk must not keep the line from starting
-            self.told.append((f"this start could not be noted: {error}", "warning"))
 
     def _forget_starts(self) -> None:
         try:

@@ -117,7 +117,7 @@ class Capture:
 def main() -> int:
     """Obey the orders on stdin until the source ends or the parent does."""
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
-    _die_with(orders.parent)
+    die_with(orders.parent)
     channel = socket.socket(fileno=orders.channel)
     ring = RingWriter(orders.memory, channel)
     from pathlib import Path
@@ -158,7 +158,7 @@ def _rest(capture: Capture, text: str, seconds: float) -> None:
         time.sleep(min(left_s, BEAT_S))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask the kernel to end this process when its parent ends, even by kill -9."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

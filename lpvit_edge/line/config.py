@@ -15,6 +15,7 @@ from lpvit_edge.drift.rules import Rules
 from lpvit_edge.errors import FileFormatError, UnknownOptionError
 from lpvit_edge.line.policy import Policy
 from lpvit_edge.line.redact import redacted
+from lpvit_edge.line.shadow_rule import ShadowRule
 from lpvit_edge.line.verdict import VerdictRule
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -111,7 +112,8 @@ class LineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     health: str | None = None  # host:port of /healthz and /readyz
     engine: str | None = None  # None: the one that the bundle was built with
     threads: int | None = None
-    drift: Rules = Rules()  # used where a page shows the line and the bundle has a reference
+    drift: Rules = Rules()  # used where the bundle has a reference
+    shadow: ShadowRule | None = None  # a dense engine beside the line
 
 
 ConfigT = TypeVar("ConfigT")

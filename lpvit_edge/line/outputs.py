@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lpvit_edge.errors import SinkError
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.records import FrameRecord, LineEvent, TelemetryHub
+from lpvit_edge.line.shadow import Shadow
 from lpvit_edge.line.sinks import Sink
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Outputs:
         self._journal = journal
         self.sinks: tuple[Sink, ...] = ()
         self.hub: TelemetryHub | None = None
+        self.shadow: Shadow | None = None
         self.held: str | None = None
         self.errors: dict[str, str] = {}
 
@@ -37,6 +39,8 @@ class Outputs:
                 self.errors[sink.name] = str(error)
         if self.hub is not None:
             self.hub.publish_frame(record, embedding, pixels)
+        if self.shadow is not None:
+            self.shadow.offer(record, pixels)
 
     def tell_event(self, event: LineEvent) -> None:
         """Tell what happened to the line; remote sinks read it in the journal."""

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpvit_edge.bundle import REFERENCE, Bundle
+from lpvit_edge.bundle import REFERENCE, Bundle, open_bundle, refuse_other_device
 from lpvit_edge.deps import require
 from lpvit_edge.errors import LpvitEdgeError
 from lpvit_edge.line.config import LineConfig
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lpvit_edge.drift.monitor import DriftMonitor, Tell
     from lpvit_edge.line.bundles import Bundles
     from lpvit_edge.line.line import Line
+    from lpvit_edge.line.shadow import Shadow
 
 
 @contextmanager
@@ -45,6 +46,28 @@ def watched(
         show_bundle(hub, bundle)
         stack.enter_context(serve(hub, bind=bind, token=token))
         yield hub
+
+
+@contextmanager
+def shadowed(
+    line: "Line", hub: "Hub | None", bundles: "Bundles", *, other_device: bool = False
+) -> "Iterator[Shadow | None]":
+    """The dense engine beside the line, as its [shadow] table says; None without one."""
+    rule = line.config.shadow
+    if rule is None:
+        yield None
+        return
+    from lpvit_edge.line.shadow import Shadow
+
+    bundle = bundles.dense() if rule.bundle == "dense" else open_bundle(Path(rule.bundle))
+    if not other_device:
+        refuse_other_device(bundle)
+    with Shadow(bundle, rule, line.config.verdict, event=line.settlement.event) as shadow:
+        line.outputs.shadow = shadow
+        if hub is not None:
+            hub.shadow = shadow.now
+        yield shadow
+        line.outputs.shadow = None
 
 
 def show_bundle(hub: "Hub", bundle: Bundle) -> None:
