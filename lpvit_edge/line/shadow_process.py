@@ -10,11 +10,15 @@ import socket
 import struct
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from lpvit_edge.errors import LpvitEdgeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LENGTHS = struct.Struct("<III")  # height, width and channels of the picture that follows
 _LARGEST_BYTES = 256 << 20
@@ -97,11 +101,12 @@ def serve(orders: ShadowOrders, channel: socket.socket) -> None:
                 send_answer(channel, Answer(probabilities=tuple(map(float, found))))
 
 
-def _picture(channel: socket.socket) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
-    shape = LENGTHS.unpack(receive(channel, LENGTHS.size))
-    if shape[0] * shape[1] * shape[2] > _LARGEST_BYTES:
+def _picture(channel: socket.socket) -> "NDArray[np.uint8]":
+    height, width, colours = LENGTHS.unpack(receive(channel, LENGTHS.size))
+    count = height * width * colours
+    if count > _LARGEST_BYTES:
         raise EOFError  # out of step: better a new process
-    return np.frombuffer(receive(channel, shape[0] * shape[1] * shape[2]), np.uint8).reshape(shape)
+    return np.frombuffer(receive(channel, count), np.uint8).reshape(height, width, colours)
 
 
 if __name__ == "__main__":
