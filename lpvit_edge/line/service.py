@@ -70,8 +70,14 @@ def serve_line(
 
 
 def _stop_on_signals(line: Line) -> None:
+    notifier = Notifier()
+
+    def stop(*_: object) -> None:
+        notifier.send(stopping="1", status="judging what was taken")
+        line.request_stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: line.request_stop())
+        signal.signal(number, stop)
 
 
 def _serve(line: Line, bundles: Bundles, seconds: float | None) -> None:
