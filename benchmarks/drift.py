@@ -77,17 +77,30 @@ def control(reference: Reference, seen: Seen, *, seeds: int) -> list[dict[str, A
 
 
 def delays(
-    reference: Reference, healthy: Seen, faulty: Seen, *, share: float, before: int, runs: int
+    reference: Reference,
+    healthy: Seen,
+    faulty: Seen,
+    *,
+    share: float,
+    before: int,
+    runs: int,
+    rules: Rules,
 ) -> list[dict[str, Any]]:
     """Frames from the fault to the yellow and to the red alarm, and the cause that red names."""
-    return [one_run(reference, healthy, faulty, share, before, seed) for seed in range(runs)]
+    return [one_run(reference, healthy, faulty, share, before, rules, seed) for seed in range(runs)]
 
 
 def one_run(
-    reference: Reference, healthy: Seen, faulty: Seen, share: float, before: int, seed: int
+    reference: Reference,
+    healthy: Seen,
+    faulty: Seen,
+    share: float,
+    before: int,
+    rules: Rules,
+    seed: int,
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    watch = DriftWatch(reference, Rules(), seed=seed)
+    watch = DriftWatch(reference, rules, seed=seed)
     good, bad = rng.permutation(len(healthy.features)), rng.permutation(len(faulty.features))
     for index in good[:before]:
         watch.add(*row(healthy, index))
@@ -154,12 +167,13 @@ def main() -> None:
     parser.add_argument("--control-seeds", type=int, default=2)
     parser.add_argument("--before", type=int, default=HEALTHY, help="Healthy frames first.")
     parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--without-labels", action="store_true", help="watch_labels = false")
     parser.add_argument("--only", help="Streams whose name begins so.", default="")
     arguments = parser.parse_args()
     folder = arguments.frames
     reference, shrinkage = build_reference(load(folder, "calibration"), load(folder, "heldout"))
     healthy = load(folder, "control")
-    rules = Rules()
+    rules = Rules(watch_labels=not arguments.without_labels)
     result: dict[str, Any] = {
         "command": "python benchmarks/drift_frames.py --out /tmp/drift --processes 2 && "
         "python benchmarks/drift.py --frames /tmp/drift --out benchmarks/results/drift.json",
@@ -184,8 +198,12 @@ def main() -> None:
             share=share,
             before=arguments.before,
             runs=arguments.runs,
+            rules=rules,
         )
-        result["faults"].append({"fault": name, "share": share, **summary(runs, cause)})
+        predicted = np.bincount(load(folder, name).probabilities.argmax(axis=1))
+        shares = (predicted / predicted.sum()).round(4).tolist()
+        found = {"fault": name, "share": share, "predicted_classes": shares}
+        result["faults"].append({**found, **summary(runs, cause)})
         print(result["faults"][-1])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
