@@ -22,7 +22,7 @@ import msgspec
 
 from lpvit_edge import files
 from lpvit_edge.bundle import REFERENCE, SEALED, Bundle, open_bundle
-from lpvit_edge.errors import FileFormatError
+from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError
 from lpvit_edge.records import Record
 
 Role = Literal["current", "previous", "dense"]
@@ -111,10 +111,7 @@ class BundleStore:
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(parents=True)
         try:
-            plans = (path.name for path in source.glob("model.*.plan"))
-            for file in (*_BESIDE, *plans):
-                if (source / file).is_file():
-                    shutil.copyfile(source / file, incoming / file)
+            _copy_files(source, incoming)
             prove(open_bundle(incoming))  # may leave a plan of its own beside the model
             for path in (*incoming.iterdir(), incoming):
                 files.sync(path)
@@ -159,6 +156,19 @@ class BundleStore:
             yield
         finally:
             os.close(handle)
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    plans = (path.name for path in source.glob("model.*.plan"))
+    for file in (*_BESIDE, *plans):
+        if (source / file).is_file():
+            try:
+                shutil.copyfile(source / file, target / file)
+            except OSError as error:  # a full disk, or a file that another user may not read
+                raise EnvironmentUnfitError(
+                    f"{source / file} cannot be copied to {target} ({error.strerror}); nothing was "
+                    "installed"
+                ) from error
 
 
 def _name_of(bundle: Path) -> str:

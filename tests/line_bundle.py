@@ -18,7 +18,10 @@ PREPROCESS = Preprocess(image_size=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def write_image(path: Path, level: int) -> None:
-    Image.fromarray(np.full((6, 8, 3), level, np.uint8)).save(path)
+    """A grey picture, whole at once: a line may be watching the folder."""
+    whole = path.parent.parent / path.name
+    Image.fromarray(np.full((6, 8, 3), level, np.uint8)).save(whole)
+    whole.rename(path)
 
 
 def make_bundle(

@@ -12,7 +12,7 @@ import pytest
 from lpvit_edge import files
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.crash_loop import Start, failed_starts, forget_starts, note_start
-from lpvit_edge.errors import FileFormatError, MismatchError
+from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, MismatchError
 from lpvit_edge.line.bundles import StoredBundles
 from lpvit_edge.line.line import Line
 from lpvit_edge.proof import proven_engine
@@ -86,6 +86,20 @@ def test_an_installation_that_is_killed_leaves_the_old_bundle_and_can_be_repeate
     assert (store.folder / "incoming").is_dir()
     assert store.open("current").version == both[1]
     assert store.install(newest.folder, prove).version == newest.version
+    assert not (store.folder / "incoming").exists()
+
+
+def test_a_full_disk_installs_nothing(
+    store: BundleStore, both: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    newest = make_bundle(tmp_path / "e" / "f", network=b"newest")
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(EnvironmentUnfitError, match=r"No space left.*nothing was installed"):
+        store.install(newest.folder, prove)
+    assert store.open("current").version == both[1]
     assert not (store.folder / "incoming").exists()
 
 
