@@ -67,6 +67,11 @@ class OwnPast:
         row = 0 if name == "outliers" else 1 + self.rising()
         return int(self._since[row][self._R[row].argmax()])
 
+    def clear_labels(self) -> None:
+        """Start `labels` anew, and leave `outliers` what it has."""
+        self._R[1:] = 0.0
+        self._since[1:] = 0
+
     def clear(self) -> None:
         """Start anew; what the line has shown is kept."""
         self._R[:] = 0.0

@@ -132,8 +132,16 @@ class DriftWatch:
         if max(mix, *levels.values()) >= self._rules.yellow_at and self._level == "green":
             return self._alarm("yellow")
         if self._level != "green" and self._held > self._rules.hold:
-            self.clear()
+            self._end()
         return None
+
+    def _end(self) -> None:
+        """The alarm ends; another mix of classes says nothing against the other evidence."""
+        if self._cause != "class mix":
+            self.clear()
+            return
+        self._own.clear_labels()
+        self._level, self._cause, self._held = "green", None, 0
 
     def _alarm(self, level: Level) -> Level | None:
         renewed = self._level == level
