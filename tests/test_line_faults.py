@@ -168,6 +168,16 @@ def test_a_clock_that_jumps_changes_no_duration_and_no_deadline(
     assert all(0.0 <= r["latency"]["total_ms"] < 5000.0 for r in records)
 
 
+def test_what_is_said_after_the_line_was_closed_is_not_recorded_and_hurts_nobody(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    line = Line(bundle, folder_config(tmp_path))
+    line.start()
+    line.close()
+    line.settlement.event("drift", "a frame of the last second was strange", "warning")
+    assert line.journal.waiting == 0
+
+
 BROKEN = """
 import numpy as np
 def frame(n):

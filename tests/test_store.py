@@ -172,6 +172,22 @@ def test_a_damaged_current_bundle_leads_back_at_once(
     assert "content changed" in next(iter(store.record().left.values()))
 
 
+def test_a_store_that_cannot_be_written_still_leads_back(
+    store: BundleStore, both: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.open("current").path("model.onnx").write_bytes(b"bit rot")
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "write_atomic", full)
+    bundles = StoredBundles(store)
+    assert bundles.begin().version == both[0]
+    bundles.starting()
+    assert [severity for _, severity in bundles.told] == ["warning", "alarm", "warning"]
+    assert store.record().current is not None
+
+
 def test_a_clean_end_is_no_failed_start(store: BundleStore, both: tuple[str, str]) -> None:
     for _ in range(5):
         bundles = StoredBundles(store)

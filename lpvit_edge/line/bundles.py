@@ -52,8 +52,8 @@ class Bundles(Protocol):
         """Offer the denser bundle to the line."""
         ...
 
-    def dense(self) -> Bundle:
-        """The denser bundle. Raises UnknownOptionError or FileFormatError where there is none."""
+    def beside(self, named: str) -> Bundle:
+        """The bundle of the shadow: "dense", or a folder. Raises UnknownOptionError for none."""
         ...
 
     def end(self) -> None:
@@ -118,7 +118,9 @@ class OneBundle:
         except LpvitEdgeError as error:
             line.settlement.event("bundle", f"no way back to a denser bundle: {error}", "alarm")
 
-    def dense(self) -> Bundle:
+    def beside(self, named: str) -> Bundle:
+        if named != "dense":
+            return self._opened(Path(named))
         if self._fallback is None:
             raise UnknownOptionError(
                 "--shadow dense needs --store, or `fallback` in [drift]; or give a bundle's folder"
@@ -153,6 +155,7 @@ class StoredBundles:
         self._starts = store.folder / "starts.json"
         self._known: str | None = None  # the current bundle that was looked at last
         self._running: Bundle | None = None
+        self._role: Role = "current"  # `previous` where store.json could not be written
         self._works = False
         self._looked_s = 0.0
         self.told: list[tuple[str, Severity]] = []  # before there is a line to tell it
@@ -175,11 +178,11 @@ class StoredBundles:
             if len(failed) >= self._most_starts:
                 self.go_back(f"{len(failed)} starts within {self._within_s:g} s without a verdict")
         try:
-            bundle = self._opened("current")
+            bundle = self._opened(self._role)
         except LpvitEdgeError as error:
             if not self.go_back(str(error)):
                 raise
-            bundle = self._opened("current")
+            bundle = self._opened(self._role)
         self._known = self._store.record().current
         self._running = bundle
         return bundle
@@ -198,11 +201,18 @@ class StoredBundles:
         """Leave the current bundle for the previous one; False where there is none."""
         record = self._store.record()
         left = record.current
-        if left is None or not self._store.go_back(left, reason):
+        gone = False
+        try:
+            if left is not None and self._role == "current":
+                gone = self._store.go_back(left, reason)
+        except OSError as error:  # a full disk must not keep a line from the bundle that works
+            self.told.append((f"store.json cannot be written: {error}", "warning"))
+            self._role, gone = "previous", record.previous is not None
+        if not gone:
             self.told.append((f"{reason}; there is no previous bundle to go back to", "alarm"))
             return False
         self._forget_starts()
-        self._known = record.previous
+        self._known = record.previous if self._role == "current" else left
         self.told.append((f"back to the previous bundle {record.previous}: {reason}", "alarm"))
         return True
 
@@ -237,7 +247,7 @@ class StoredBundles:
         except LpvitEdgeError as error:
             line.settlement.event("bundle", f"no way back to a denser bundle: {error}", "alarm")
             return
-        line.swap.offer(dense, reason, taken=lambda: self._store.note_dense(reason))
+        line.swap.offer(dense, reason, taken=lambda: self._note_dense(line, reason))
 
     def tell(self, line: "Line") -> None:
         """Record what happened before there was a line."""
@@ -245,12 +255,22 @@ class StoredBundles:
             line.settlement.event("bundle", text, severity)
         self.told.clear()
 
-    def dense(self) -> Bundle:
-        return self._opened("dense")
+    def beside(self, named: str) -> Bundle:
+        if named == "dense":
+            return self._opened("dense")
+        bundle = open_bundle(Path(named))
+        return _for_this_device(bundle, other_device=self._other_device, rebuild=self._rebuild)
 
     def end(self) -> None:
         """A clean end is no crash."""
         self._forget_starts()
+
+    def _note_dense(self, line: "Line", reason: str) -> None:
+        try:
+            self._store.note_dense(reason)
+        except OSError as error:
+            text = f"the next start will not know that the denser bundle runs: {error}"
+            line.settlement.event("bundle", text, "warning")
 
     def _refused(self, line: "Line", why: str) -> None:
         self.go_back(why)

@@ -47,6 +47,7 @@ class Journal:
         self._since_prune = 0
         self._backlog: deque[tuple[int | None, str, bytes]] = deque()
         self.lost = 0
+        self._closed = False
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _TABLES)
@@ -56,10 +57,15 @@ class Journal:
             ) from error
 
     def append(self, item: FrameRecord | LineEvent) -> bool:
-        """Write an entry; False where the disk refused and it waits in memory instead."""
+        """Write an entry; False where the disk refused and it waits in memory instead.
+
+        False too once it is closed: whoever watches a line may still have something to say then.
+        """
         number = item.number if isinstance(item, FrameRecord) else None
         kind = "event" if number is None else "frame"
         with self._lock:
+            if self._closed:
+                return False
             self._backlog.append((number, kind, msgspec.json.encode(item)))
             return self.flush()
 
@@ -184,4 +190,5 @@ class Journal:
         """Write what waits and close the file."""
         with self._lock:
             self.flush()
+            self._closed = True
             self._db.close()

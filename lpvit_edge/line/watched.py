@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpvit_edge.bundle import REFERENCE, Bundle, open_bundle, refuse_other_device
+from lpvit_edge.bundle import REFERENCE, Bundle
 from lpvit_edge.deps import require
 from lpvit_edge.errors import LpvitEdgeError
 from lpvit_edge.line.config import LineConfig
@@ -49,9 +49,7 @@ def watched(
 
 
 @contextmanager
-def shadowed(
-    line: "Line", hub: "Hub | None", bundles: "Bundles", *, other_device: bool = False
-) -> "Iterator[Shadow | None]":
+def shadowed(line: "Line", hub: "Hub | None", bundles: "Bundles") -> "Iterator[Shadow | None]":
     """The dense engine beside the line, as its [shadow] table says; None without one."""
     rule = line.config.shadow
     if rule is None:
@@ -59,9 +57,7 @@ def shadowed(
         return
     from lpvit_edge.line.shadow import Shadow
 
-    bundle = bundles.dense() if rule.bundle == "dense" else open_bundle(Path(rule.bundle))
-    if not other_device:
-        refuse_other_device(bundle)
+    bundle = bundles.beside(rule.bundle)
     with Shadow(bundle, rule, line.config.verdict, event=line.settlement.event) as shadow:
         line.outputs.shadow = shadow
         if hub is not None:
