@@ -46,10 +46,11 @@ def prepare(
     """Find the images and walk the model.
 
     Raises DataError when a folder is missing, empty, shares images with the other, or its class
-    folders are not the model's classes.
+    folders are not the model's classes; PruningError when a pattern divides no layer or the images
+    are too few.
     """
     from lpvit_edge.layers import walk
-    from lpvit_edge.prune import refuse_few_images
+    from lpvit_edge.prune import refuse_few_images, refuse_useless_patterns
 
     refuse_unrunnable(patterns, engine=engine)
     heldout_images = scan_folder(_given(heldout, "heldout"), labels=model.labels)
@@ -58,6 +59,7 @@ def prepare(
     labels = _class_order(model, heldout_images)
     calibration_images = scan_folder(_given(calibration, "calibration"), labels=labels)
     walked = walk(model.module, image_size=model.preprocess.image_size)
+    refuse_useless_patterns(walked.layers, patterns)
     _refuse_wrong_classes(model, heldout_images)
     chosen = take(calibration_images, images)
     refuse_few_images(walked.layers, len(chosen.paths))
@@ -85,12 +87,15 @@ def prepare_without_images(
 ) -> Job:
     """Walk the model only: all that measuring the device needs."""
     from lpvit_edge.layers import walk
+    from lpvit_edge.prune import refuse_useless_patterns
 
     refuse_unrunnable(patterns, engine=engine)
+    walked = walk(model.module, image_size=model.preprocess.image_size)
+    refuse_useless_patterns(walked.layers, patterns)
     none = ImageFolder(folder=folder, paths=(), targets=None)
     return Job(
         model=model,
-        walk=walk(model.module, image_size=model.preprocess.image_size),
+        walk=walked,
         calibration=none,
         heldout=none,
         folder=folder,

@@ -33,6 +33,8 @@ class Pattern(msgspec.Struct, frozen=True, kw_only=True):
 
 DENSE = Pattern(kind="dense")
 TWO_FOUR_SPARSITY = 0.5
+# Offered where another pattern does not fit; the last one fits every layer.
+COMMON = ("64x16", "64x1", "32x32", "32x4", "16x16", "16x1", "2:4", "8x1", "1x1")
 # Engines with a kernel for 2:4; all others run blocks only.
 _TWO_FOUR_ENGINES = frozenset({"tensorrt"})
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lpvit_edge.distributed import refuse_idle, share
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk
-from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
+from lpvit_edge.pattern import COMMON, TWO_FOUR_SPARSITY, Pattern, parse_pattern
 from lpvit_edge.permute import reorder_stage
 from lpvit_edge.records import LayerShape, PrunedLayer
 from lpvit_edge.repair import about_layer, relative_error
@@ -27,6 +27,7 @@ __all__ = [
     "prune",
     "refuse_few_images",
     "refuse_poor_calibration",
+    "refuse_useless_patterns",
 ]
 
 
@@ -180,6 +181,21 @@ def refuse_few_images(layers: tuple[LayerShape, ...], count: int) -> None:
         raise PruningError(
             f"{neediest.name}: {count} calibration images give {tokens} tokens, fewer than "
             f"its {neediest.in_features} inputs; use at least {needed} images, better {8 * needed}"
+        )
+
+
+def refuse_useless_patterns(layers: tuple[LayerShape, ...], patterns: Iterable[str]) -> None:
+    """Raise PruningError, naming the sizes and what would fit, for a pattern that fits no layer."""
+    sizes = dict.fromkeys((layer.out_features, layer.in_features) for layer in layers)
+    for text in patterns:
+        pattern = parse_pattern(text)
+        if any(pattern.fits(*size) for size in sizes):
+            continue
+        fitting = [known for known in COMMON if any(parse_pattern(known).fits(*s) for s in sizes)]
+        raise PruningError(
+            f"pattern {text} divides none of the {len(layers)} prunable layers (out_features x "
+            f"in_features: {', '.join(f'{rows} x {cols}' for rows, cols in sizes)}); rows must "
+            f"divide the first number and columns the second, such as {', '.join(fitting)}"
         )
 
 

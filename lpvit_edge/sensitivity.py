@@ -42,7 +42,14 @@ from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.progress import track
 from lpvit_edge.records import LayerShape, SensitivityCurve
-from lpvit_edge.repair import DAMPING, Statistics, about_layer, normal_equations, removal_costs
+from lpvit_edge.repair import (
+    DAMPING,
+    Statistics,
+    about_layer,
+    normal_equations,
+    refuse_unfit,
+    removal_costs,
+)
 from lpvit_edge.solve import block_sums
 from lpvit_edge.statistics import with_bias
 from lpvit_edge.two_four import two_of_four
@@ -72,6 +79,7 @@ def gather_moments(
     """Run every image forward and backward once.
 
     images (n, 3, S, S); targets (n,) classes, or None: then the model's own answers are taken.
+    Raises PruningError naming the layer at which NaN or Inf appears.
     """
     layers = {layer.name: model.get_submodule(layer.name) for layer in walk.layers}
     moments = {name: _empty(layer, patterns) for name, layer in layers.items()}
@@ -85,7 +93,21 @@ def gather_moments(
             _add(moments[name], layers[name], x, g)
     for found in moments.values():
         _add_up(found)
+    _refuse_not_finite(moments)
     return moments
+
+
+def _refuse_not_finite(moments: Mapping[str, Moments]) -> None:
+    """Name the layer at which NaN or Inf appears first: forwards, or else on the way back."""
+    for name, found in moments.items():
+        with about_layer(name):
+            refuse_unfit(found.A)
+    for name, found in reversed(tuple(moments.items())):
+        if not bool(torch.isfinite(found.G).all()):
+            raise PruningError(
+                f"{name}: the loss gradient at its output holds NaN or Inf; check the weights "
+                "behind it"
+            )
 
 
 def _add_up(moments: Moments) -> None:

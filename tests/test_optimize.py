@@ -268,6 +268,17 @@ def test_too_few_images_are_refused_before_anything_is_measured(
         make_job(tiny_project, tmp_path, images=3)
 
 
+def test_images_all_alike_are_refused_before_anything_is_measured(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    found = sorted((tiny_project / "calibration").rglob("*.png"))[0]
+    (tmp_path / "same").mkdir()
+    for number in range(24):
+        shutil.copy(found, tmp_path / "same" / f"{number}.png")
+    with pytest.raises(DataError, match="all 24 images are alike"):
+        make_job(tiny_project, tmp_path, calibration=tmp_path / "same")
+
+
 def test_without_labels_the_heldout_classes_order_both_sets(
     tiny_project: Path, tmp_path: Path
 ) -> None:

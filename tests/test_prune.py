@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from torch import nn
 
 from lpvit_edge.errors import PruningError
+from lpvit_edge.job import prepare_without_images
 from lpvit_edge.layers import Walk, walk
 from lpvit_edge.models import load_model
 from lpvit_edge.pattern import parse_pattern
-from lpvit_edge.prune import Form, Settings, prune
+from lpvit_edge.prune import Form, Settings, prune, refuse_useless_patterns
 from lpvit_edge.records import PrunedLayer
 from lpvit_edge.sensitivity import gather_moments, layer_curves, taylor_scores
 
@@ -120,11 +122,46 @@ def test_a_pattern_that_does_not_divide_names_the_layer_and_the_way_out(
         next(prune(model, walked, forms, images))
 
 
+def test_a_pattern_that_divides_no_layer_is_refused_with_what_would_fit(
+    subject: tuple[nn.Module, Walk, torch.Tensor],
+) -> None:
+    _, walked, _ = subject
+    refuse_useless_patterns(walked.layers, ("64x1", "2:4", "192x64"))  # the last fits qkv only
+    with pytest.raises(
+        PruningError,
+        match=r"pattern 48x5 divides none of the 8 .*192 x 64, 64 x 64, 256 x 64.*such as 64x16",
+    ):
+        refuse_useless_patterns(walked.layers, ("64x1", "48x5"))
+
+
+@pytest.mark.parametrize("patterns", [("64x1", "48x5"), ("96x7",)])
+def test_a_run_with_a_useless_pattern_ends_before_anything_is_measured(
+    tiny_project: Path, tmp_path: Path, patterns: tuple[str, ...]
+) -> None:
+    loaded = load_model(str(tiny_project / "model.toml"))
+    with pytest.raises(PruningError, match=f"pattern {patterns[-1]} divides none"):
+        prepare_without_images(loaded, tmp_path, engine="openvino", threads=1, patterns=patterns)
+
+
+def test_nan_in_the_gradients_names_the_layer_it_comes_from(
+    subject: tuple[nn.Module, Walk, torch.Tensor],
+) -> None:
+    model, walked, images = subject
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_parameter("blocks.1.norm2.weight")[0] = torch.inf
+    with pytest.raises(PruningError, match=r"blocks.1.mlp.fc1: its inputs hold NaN or Inf"):
+        gather_moments(broken, walked, images[:8], None, patterns=())
+    with torch.no_grad():
+        broken = copy.deepcopy(model)
+        broken.get_parameter("head.weight")[0] = torch.nan
+    with pytest.raises(PruningError, match=r"blocks.1.mlp.fc2: the loss gradient at its output"):
+        gather_moments(broken, walked, images[:8], None, patterns=())
+
+
 def test_nan_in_the_activations_names_the_layer(
     subject: tuple[nn.Module, Walk, torch.Tensor],
 ) -> None:
-    import copy
-
     model, walked, images = subject
     broken = copy.deepcopy(model)
     with torch.no_grad():
