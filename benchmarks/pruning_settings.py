@@ -26,11 +26,11 @@ from lpvit_edge.prune import Form, Settings, prune
 
 MODEL = Path(__file__).parent.parent / "examples/factory_line/model.toml"
 # Settings, pattern, sparsity, calibration images.
+FORMS = (("64x1", 0.8), ("64x16", 0.6), ("2:4", 0.5), ("32x32", 0.5))
+DAMPINGS = (1e-2, 1e-3, 1e-4, None)  # None: chosen for each layer
 CASES: tuple[tuple[Settings, str, float, int], ...] = (
-    *((Settings(permute=False, damping=d), "64x1", 0.8, 64) for d in (1e-2, 1e-3, 1e-4)),
-    *((Settings(permute=False, damping=d), "64x16", 0.6, 256) for d in (1e-2, 1e-3)),
-    *((Settings(permute=True), p, s, 256) for p, s in (("64x16", 0.6), ("64x1", 0.8))),
-    (Settings(permute=False), "64x1", 0.8, 256),
+    *((Settings(damping=d), p, s, n) for n in (64, 256) for p, s in FORMS for d in DAMPINGS),
+    *((Settings(permute=True), p, s, 256) for p, s in FORMS),
 )
 
 

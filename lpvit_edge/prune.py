@@ -138,6 +138,7 @@ class _Run(msgspec.Struct, kw_only=True):
             sparsity=solved.sparsity,
             relative_error=error,
             damping=solved.damping,
+            damping_share=solved.damping_share,
             seconds=time.perf_counter() - started,
         )
 

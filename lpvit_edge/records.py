@@ -201,7 +201,8 @@ class PrunedLayer(Part, frozen=True, kw_only=True):
     pattern: str
     sparsity: float  # as it came out
     relative_error: float  # |W X - W' X'|^2 / |W X|^2 over the calibration tokens
-    damping: float
+    damping: float  # that was added to the Hessian's diagonal
+    damping_share: float | None = None  # of that diagonal's mean; None in files of format 1
     seconds: float
 
 
@@ -209,6 +210,7 @@ class PruneLog(Record, frozen=True, kw_only=True):
     """How model.safetensors came about."""
 
     KIND: ClassVar[str] = "prune"
+    FORMAT: ClassVar[int] = 2
 
     model: ModelIdentity
     allocation_sha256: str

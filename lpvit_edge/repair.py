@@ -37,6 +37,14 @@ class Statistics(msgspec.Struct, kw_only=True):
     B: Tensor  # (N, K) float64, E[W x z^T]
     target_energy: float  # E |W x|^2
     tokens: int
+    split: "Split | None" = None  # the same, of one part of the images and of the rest
+
+
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """Statistics over disjoint images: what is fitted on one part is judged on the other."""
+
+    fit: Statistics
+    apart: Statistics
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,12 +196,14 @@ def keep_mask(costs: Tensor, *, sparsity: float) -> Tensor:
     return keep.view(costs.shape)
 
 
-def resolve(system: System, mask: Tensor, pattern: Pattern) -> Tensor:
+def resolve(system: System, mask: Tensor | None, pattern: Pattern) -> Tensor:
     """V (N, K) with zeros outside the kept blocks and the rest solved exactly.
 
-    mask (N / rows, free / cols), for 2:4 (N, free). For each block row with kept columns S (and
-    the constant): V_S = B_S (A_SS)^-1.
+    mask (N / rows, free / cols), for 2:4 (N, free); None where nothing is pruned. For each
+    block row with kept columns S (and the constant): V_S = B_S (A_SS)^-1.
     """
+    if mask is None:
+        return unmasked_solution(system)
     if pattern.kind == "2:4":
         return resolve_rows(system.A, system.B, mask)
     V = torch.zeros_like(system.B)

@@ -7,11 +7,13 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from lpvit_edge.damping import choose_damping
 from lpvit_edge.errors import PruningError
 from lpvit_edge.pattern import DENSE, Pattern
 from lpvit_edge.repair import (
     DAMPING,
     Statistics,
+    System,
     choose_mask,
     expand,
     normal_equations,
@@ -41,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     selection: Literal["obs", "magnitude", "scores"] = "obs"
     repair: bool = True
-    damping: float = DAMPING  # share of the Hessian's mean diagonal that is added to its diagonal
+    damping: float | None = DAMPING  # share of the Hessian's mean diagonal; None: see damping.py
     steps: int = 32  # batches in which the elimination removes a layer's blocks
     batch: int = 32  # images per forward pass
     permute: bool = False  # reorder neurons and channels first; see docs/method.md
@@ -53,6 +55,7 @@ class Solution(msgspec.Struct, frozen=True, kw_only=True):
     V: Tensor  # (N, K) float64, with the bias column where there is one
     sparsity: float  # as it came out
     damping: float  # that was added to the Hessian's diagonal
+    damping_share: float  # of the diagonal's mean
 
 
 def solve_layer(
@@ -63,26 +66,39 @@ def solve_layer(
     scores: Tensor | None,
 ) -> Solution:
     """Choose the blocks of one layer and re-solve what remains. Raises PruningError."""
-    W = with_bias(layer)
-    system = normal_equations(W, statistics, damping=settings.damping, free=layer.in_features)
+    W, free = with_bias(layer), layer.in_features
+    share = DAMPING if settings.damping is None else settings.damping
+    system = normal_equations(W, statistics, damping=share, free=free)
+    mask, pattern = _mask(layer, form, system, settings, scores), form.pattern
+    if settings.damping is None and settings.repair:
+        share = choose_damping(W, statistics.split, pattern, mask, free=free)
+        system = normal_equations(W, statistics, damping=share, free=free)
+    V = resolve(system, mask, pattern) if settings.repair else _masked(W, mask, pattern)
+    kept = 1.0 if mask is None else float(mask.float().mean())
+    return Solution(V=V, sparsity=1.0 - kept, damping=system.damping, damping_share=share)
+
+
+def _mask(
+    layer: nn.Linear, form: Form, system: System, settings: Settings, scores: Tensor | None
+) -> Tensor | None:
+    """What stays of the layer, by the selection that the settings name; None: all of it."""
     if form.sparsity == 0.0:
-        return Solution(V=unmasked_solution(system), sparsity=0.0, damping=system.damping)
+        return None
     if settings.selection == "obs":
-        start = unmasked_solution(system)
-        costs = removal_costs(start, system, form.pattern, steps=settings.steps)
+        costs = removal_costs(unmasked_solution(system), system, form.pattern, steps=settings.steps)
     elif settings.selection == "magnitude":
         costs = block_sums(layer.weight.detach().square(), form.pattern)
     elif scores is None:
         raise PruningError("selection 'scores' needs a score for every block of this layer")
     else:
         costs = scores
-    mask = choose_mask(costs, form.pattern, sparsity=form.sparsity)
-    V = resolve(system, mask, form.pattern) if settings.repair else _masked(W, mask, form.pattern)
-    return Solution(V=V, sparsity=1.0 - float(mask.float().mean()), damping=system.damping)
+    return choose_mask(costs, form.pattern, sparsity=form.sparsity)
 
 
-def _masked(W: Tensor, mask: Tensor, pattern: Pattern) -> Tensor:
+def _masked(W: Tensor, mask: Tensor | None, pattern: Pattern) -> Tensor:
     V = W.to(torch.float64)
+    if mask is None:
+        return V
     full = expand(mask, pattern)
     V[:, : full.shape[1]] *= full
     return V

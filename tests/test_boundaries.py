@@ -15,6 +15,7 @@ HEAVY = {
 }  # fmt: skip
 # These modules do nothing without torch; whoever needs one imports it inside a function.
 TORCH_MODULES = {
+    "lpvit_edge.damping",
     "lpvit_edge.distill",
     "lpvit_edge.evaluate",
     "lpvit_edge.export",
