@@ -20,6 +20,7 @@ from lpvit_edge import (
     options,
     power_cli,
     profile_cli,
+    prune_cli,
     run_cli,
 )
 from lpvit_edge.errors import LpvitEdgeError
@@ -143,32 +144,6 @@ def sensitivity(
 
 
 @app.command()
-def prune(
-    model: options.Model,
-    out: options.Out = Path("runs/optimize"),
-    weights: options.Weights = None,
-    calibration: options.Calibration = None,
-    heldout: options.Heldout = None,
-    images: options.Images = 256,
-    json: options.Json = False,
-) -> None:
-    """Prune and repair as allocation.json says: model.safetensors, prune.json.
-
-    Example: lpvit prune examples/factory_line/model.toml --out runs/demo
-    """
-    from lpvit_edge import files, steps
-    from lpvit_edge.records import Allocation
-
-    allocation = files.load(Allocation, out / "allocation.json")
-    job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0, "64x1")
-    record = steps.prune(job, allocation)
-    if json:
-        options.print_json(record, schema="lpvit.prune/1")
-        return
-    print(f"{job.path('model.safetensors')}: {len(record.layers)} layers pruned and repaired")
-
-
-@app.command()
 def build(
     model: options.Model,
     out: options.Out = Path("runs/optimize"),
@@ -236,6 +211,7 @@ def report(
 
 profile_cli.register(app)
 allocate_cli.register(app)
+prune_cli.register(app)
 finetune_cli.register(app)
 power_cli.register(app)
 install_cli.register(app)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lpvit_edge import files, steps
+from lpvit_edge import files, prune_step, steps
 from lpvit_edge.allocate_timed import allocate_timed, allocated
 from lpvit_edge.errors import BudgetNotMetError
 from lpvit_edge.floor import (
@@ -172,7 +172,7 @@ class _Search:
     def _pruned(self, step_job: Job, allocation: Allocation, chosen: str) -> "nn.Module":
         log = step_job.path("prune.json")
         if not (log.exists() and files.load(PruneLog, log).allocation_sha256 == chosen):
-            steps.prune(step_job, allocation)
+            prune_step.prune(step_job, allocation)
         model = copy.deepcopy(self.job.model.module)
         model.load_state_dict(steps.pruned_weights(step_job))
         return model

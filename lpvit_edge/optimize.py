@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
-from lpvit_edge import files, result, steps
+from lpvit_edge import files, prune_step, result, steps
 from lpvit_edge.allocate_timed import allocate_timed, allocated
 from lpvit_edge.budget import limits
 from lpvit_edge.device_profile import profile_device
@@ -77,7 +77,7 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         job,
         "prune.json",
         PruneLog,
-        lambda: steps.prune(job, allocation),
+        lambda: prune_step.prune(job, allocation),
         fits=lambda log: log.allocation_sha256 == chosen,
     )
     weights = files.sha256_of(job.path("model.safetensors"))  # pruned, perhaps fine-tuned

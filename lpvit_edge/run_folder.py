@@ -24,6 +24,7 @@ ARTEFACTS = (
     "floor.json",
     "allocation.json",
     "model.safetensors",
+    "matching.json",
     "prune.json",
     "finetune.state.pt",
     "finetune.json",

@@ -2,7 +2,7 @@
 
     sensitivity  sensitivity.json
     allocate     allocation.json
-    prune        model.safetensors, prune.json
+    prune        model.safetensors, prune.json: lpvit_edge.prune_step
     export       model.onnx, export.json
     build        manifest.json, bundle.json, golden.zip
     check        check.json, reference.json, reference.safetensors
@@ -27,18 +27,16 @@ from lpvit_edge.records import (
     ExportLog,
     Manifest,
     ModelIdentity,
-    PrunedLayer,
     PruneLog,
     Sensitivity,
     SensitivityCurve,
 )
-from lpvit_edge.run_folder import PRUNE_FOLDER
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lpvit_edge.prune import Form, Settings
+    from lpvit_edge.prune import Form
 
 TOLERANCE = 1e-3  # of the largest logit, between torch and an engine
 
@@ -96,56 +94,6 @@ def sensitivity(job: Job) -> Sensitivity:
         curves=tuple(found),
     )
     files.save(record, job.path("sensitivity.json"))
-    return record
-
-
-def prune(job: Job, allocation: Allocation, *, settings: "Settings | None" = None) -> PruneLog:
-    """Prune and repair every layer as allocated; the weights go to model.safetensors.
-
-    Finished layers lie in prune.partial until the last one is done, so that an interrupted run
-    goes on behind them.
-    """
-    from lpvit_edge import partial
-    from lpvit_edge.prune import Settings, prune
-
-    refuse_other_model(allocation.model, job.model.identity, what="the allocation")
-    settings = settings or Settings()
-    images, _, skipped = read_calibration(job)
-    chosen_sha256 = files.sha256_of(job.path("allocation.json"))
-    images_sha256 = content_sha256(job.calibration)
-    digest = partial.made_from(
-        job.model.identity,
-        allocation_sha256=chosen_sha256,
-        images_sha256=images_sha256,
-        settings=settings,
-    )
-    finished = job.path(PRUNE_FOLDER)
-    done = partial.kept(finished, digest=digest)
-    if done:
-        say(f"{len(done)} layers of an interrupted run are taken from {finished}")
-    steps = prune(
-        job.model.module, job.walk, forms(allocation), images, settings=settings, done=done
-    )
-    steps = partial.keeping(steps, finished, digest=digest)
-    log: list[PrunedLayer] = []
-    model = job.model.module
-    for layer, so_far in track(steps, what="prune: layers", total=len(job.walk.layers)):
-        log.append(layer)
-        model = so_far
-    weights = job.path("model.safetensors")
-    save_weights(model, weights)
-    record = PruneLog(
-        model=job.model.identity,
-        allocation_sha256=chosen_sha256,
-        images=len(images),
-        images_sha256=images_sha256,
-        skipped=skipped,
-        method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}",
-        layers=tuple(log),
-        model_sha256=files.sha256_of(weights),
-    )
-    files.save(record, job.path("prune.json"))
-    partial.clear(finished)
     return record
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from lpvit_edge import distributed, files, finetune, steps
+from lpvit_edge import distributed, files, finetune, prune_step, steps
 from lpvit_edge.evaluate import answers
 from tests.test_finetune import PLAN, allocation_for
 from tests.test_optimize import make_job
@@ -21,7 +21,7 @@ def work(project: Path, folder: Path) -> None:
     steps.sensitivity(job)
     allocation = allocation_for(job)
     files.save(allocation, job.path("allocation.json"))
-    steps.prune(job, allocation)
+    prune_step.prune(job, allocation)
     found = answers(job.model.module, job.heldout, job.model.preprocess, what="accuracy")
     np.save(folder / f"answers.{distributed.rank()}.npy", found)
     pruned = job.path("model.safetensors").read_bytes()

@@ -20,6 +20,7 @@ TORCH_MODULES = {
     "lpvit_edge.evaluate",
     "lpvit_edge.export",
     "lpvit_edge.layers",
+    "lpvit_edge.match_outputs",
     "lpvit_edge.models",
     "lpvit_edge.partial",
     "lpvit_edge.permute",

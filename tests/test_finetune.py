@@ -12,7 +12,7 @@ pytest.importorskip("timm")
 
 import torch
 
-from lpvit_edge import distill, files, finetune, steps
+from lpvit_edge import distill, files, finetune, prune_step, steps
 from lpvit_edge.distill import NO_LABEL, loss_parts
 from lpvit_edge.errors import DataError, MismatchError, PruningError
 from lpvit_edge.finetune import Plan
@@ -63,7 +63,7 @@ def pruned(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     files.save(allocation_for(job), job.path("allocation.json"))
     # Not repaired, so that there is something left to learn.
     settings = Settings(selection="magnitude", repair=False)
-    steps.prune(job, allocation_for(job), settings=settings)
+    prune_step.prune(job, allocation_for(job), settings=settings)
     return job
 
 

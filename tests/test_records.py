@@ -5,7 +5,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lpvit_edge import files, floor, optimize, profile_partial, recipe, records, run_folder
+from lpvit_edge import (
+    files,
+    floor,
+    matching,
+    optimize,
+    profile_partial,
+    recipe,
+    records,
+    run_folder,
+)
 from lpvit_edge.records import Record
 
 KEPT = Path(__file__).parent / "fixtures/records"
@@ -18,6 +27,7 @@ def kinds() -> dict[str, type[Record]]:
         optimize.Curve,
         floor.FloorSearch,
         recipe.FinetuneLog,
+        matching.MatchLog,
         profile_partial.PartialProfile,
     ]
     for value in vars(records).values():

@@ -1,0 +1,100 @@
+"""From an allocation to pruned weights: model.safetensors, prune.json, matching.json if asked."""
+
+from typing import TYPE_CHECKING
+
+from lpvit_edge import files, steps
+from lpvit_edge.images import content_sha256
+from lpvit_edge.job import Job
+from lpvit_edge.matching import Matching, MatchLog
+from lpvit_edge.progress import say, track
+from lpvit_edge.records import Allocation, PrunedLayer, PruneLog
+from lpvit_edge.run_folder import PRUNE_FOLDER
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lpvit_edge.prune import Settings
+
+
+def prune(
+    job: Job,
+    allocation: Allocation,
+    *,
+    settings: "Settings | None" = None,
+    matching: Matching | None = None,
+) -> PruneLog:
+    """Prune and repair every layer as allocated; the weights go to model.safetensors.
+
+    Finished layers lie in prune.partial until the last one is done, so that an interrupted run
+    goes on behind them. With `matching`, outputs are matched at the end: matching.json.
+    """
+    from lpvit_edge import partial
+    from lpvit_edge.prune import Settings, prune
+
+    steps.refuse_other_model(allocation.model, job.model.identity, what="the allocation")
+    settings = settings or Settings()
+    images, _, skipped = steps.read_calibration(job)
+    chosen_sha256 = files.sha256_of(job.path("allocation.json"))
+    images_sha256 = content_sha256(job.calibration)
+    digest = partial.made_from(
+        job.model.identity,
+        allocation_sha256=chosen_sha256,
+        images_sha256=images_sha256,
+        settings=settings,
+    )
+    finished = job.path(PRUNE_FOLDER)
+    done = partial.kept(finished, digest=digest)
+    if done:
+        say(f"{len(done)} layers of an interrupted run are taken from {finished}")
+    layers = prune(
+        job.model.module, job.walk, steps.forms(allocation), images, settings=settings, done=done
+    )
+    layers = partial.keeping(layers, finished, digest=digest)
+    log: list[PrunedLayer] = []
+    model = job.model.module
+    for layer, so_far in track(layers, what="prune: layers", total=len(job.walk.layers)):
+        log.append(layer)
+        model = so_far
+    job.path("matching.json").unlink(missing_ok=True)
+    weights = job.path("model.safetensors")
+    if matching is None:
+        steps.save_weights(model, weights)
+    else:
+        _match(job, model, images, matching)
+    record = PruneLog(
+        model=job.model.identity,
+        allocation_sha256=chosen_sha256,
+        images=len(images),
+        images_sha256=images_sha256,
+        skipped=skipped,
+        method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}"
+        + (", outputs matched" if matching else ""),
+        layers=tuple(log),
+        model_sha256=files.sha256_of(weights),
+    )
+    files.save(record, job.path("prune.json"))
+    partial.clear(finished)
+    return record
+
+
+def _match(job: Job, pruned: "nn.Module", images: "torch.Tensor", matching: Matching) -> None:
+    """Match the outputs of pruned weights; writes model.safetensors and matching.json."""
+    from lpvit_edge.match_outputs import match_outputs
+
+    found = match_outputs(job.model.module, pruned, job.walk, images, settings=matching)
+    weights = job.path("model.safetensors")
+    steps.save_weights(found.model, weights)
+    record = MatchLog(
+        model=job.model.identity,
+        steps=matching.steps,
+        kept_step=found.kept_step,
+        parameters=found.parameters,
+        images=found.images,
+        images_apart=found.images_apart,
+        loss_before=found.loss_before,
+        loss_after=found.loss_after,
+        seconds=found.seconds,
+        model_sha256=files.sha256_of(weights),
+    )
+    files.save(record, job.path("matching.json"))
