@@ -3,7 +3,8 @@
 Neurons of an MLP may change places when the rows of its first layer and the columns of its second
 do so together; so may the channels of the values inside one head, with the columns of the
 projection. Rows that need the same inputs are brought into one block row, and inside it columns
-that the same rows of the next layer need into one block column.
+that the same rows of the next layer need into one block column. For 2:4 the other way about: what
+a row needs is spread over its groups of four, see lpvit_edge.spread.
 
 Which layers feed each other is not read off their names: two layers that run one after the other
 are reordered at random, and they are a pair only when the second one's output and the whole
@@ -26,6 +27,7 @@ from lpvit_edge.layers import hooks
 from lpvit_edge.pattern import Pattern
 from lpvit_edge.repair import DAMPING, about_layer, cholesky, refuse_unfit
 from lpvit_edge.solve import Form
+from lpvit_edge.spread import spread
 from lpvit_edge.statistics import gram, stage_pass
 
 _TOLERANCE = 1e-4  # of the largest output: what float32 sums in another order may differ
@@ -145,7 +147,13 @@ def _gains(pair: Pair, first: Form, second: Form) -> bool:
     a, b = _blocks(first), _blocks(second)
     by_rows = a is not None and 1 < a.rows < pair.segment and pair.segment % a.rows == 0
     by_columns = b is not None and 1 < b.cols < pair.segment and pair.segment % b.cols == 0
-    return by_rows or by_columns
+    return by_rows or by_columns or _spreads(second, pair.segment)
+
+
+def _spreads(second: Form, segment: int) -> bool:
+    """Whether the columns of a layer in 2:4 have another group of four to go to."""
+    two_four = second.pattern.kind == "2:4" and second.sparsity > 0.0
+    return two_four and segment > 4 and segment % 4 == 0
 
 
 def _saliencies(
@@ -204,6 +212,9 @@ def choose_order(pair: Pair, rows: Tensor, columns: Tensor, first: Form, second:
     if b is not None and 1 < b.cols < segment and segment % b.cols == 0:
         by_block = columns.reshape(-1, b.rows, columns.shape[1]).sum(1).T
         order = _within(order, segment, by_block, size=b.cols, keep=1.0 - second.sparsity)
+    elif _spreads(second, segment):
+        parts = order.reshape(-1, segment)
+        order = torch.cat([part[spread(columns[:, part])] for part in parts])
     return order
 
 

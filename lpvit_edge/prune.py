@@ -47,22 +47,33 @@ def prune(
     *,
     settings: Settings | None = None,
     scores: Scores | None = None,
+    row_weights: Mapping[str, Tensor] | None = None,
     done: Mapping[str, DoneLayer] | None = None,
 ) -> Iterator[tuple[PrunedLayer, nn.Module]]:
     """Prune layer after layer; each item is what happened to a layer, and the model so far.
 
     images (n, 3, S, S), normalized. A layer that `forms` leaves dense is re-solved without a mask
     once the prefix before it has changed. Layers in `done` are taken as they are, so that a run
-    goes on where it was interrupted. The given model stays as it is. Raises PruningError, naming
-    the layer and the remedy.
+    goes on where it was interrupted. row_weights: layer -> (N,), how much each of its outputs
+    counts when blocks are chosen (lpvit_edge.sensitivity.output_fisher; by default equally). The
+    given model stays as it is. Raises PruningError, naming the layer and the remedy.
     """
     settings = settings or Settings()
     refuse_poor_calibration(walk.layers, images)
     _refuse_misfits(walk.layers, forms)
+    if settings.permute and row_weights:
+        raise PruningError("row weights are of the model's own order of neurons; leave out permute")
     pruned = copy.deepcopy(model)
     if settings.permute:
         model = copy.deepcopy(model)  # is reordered as the pruned one is
-    run = _Run(model=model, pruned=pruned, forms=forms, settings=settings, scores=scores or {})
+    run = _Run(
+        model=model,
+        pruned=pruned,
+        forms=forms,
+        settings=settings,
+        scores=scores or {},
+        row_weights=row_weights or {},
+    )
     starts = range(0, len(images), settings.batch)
     refuse_idle(len(starts))
     batches = [images[start : start + settings.batch] for start in share(starts)]
@@ -100,6 +111,7 @@ class _Run(msgspec.Struct, kw_only=True):
     forms: Mapping[str, Form]
     settings: Settings
     scores: Scores
+    row_weights: Mapping[str, Tensor]
     changed: bool = False  # whether any layer before the next one has changed
 
     def concerns(self, name: str) -> bool:
@@ -128,7 +140,14 @@ class _Run(msgspec.Struct, kw_only=True):
         form = self._form(name)
         with about_layer(name):
             statistics = layer_statistics(stage, layer, batches, dense_layer, x)
-            solved = solve_layer(layer, form, statistics, self.settings, self.scores.get(name))
+            solved = solve_layer(
+                layer,
+                form,
+                statistics,
+                self.settings,
+                self.scores.get(name),
+                self.row_weights.get(name),
+            )
         error = relative_error(solved.V, statistics)
         bias = None if layer.bias is None else solved.V[:, -1]
         self._write(layer, solved.V[:, : layer.in_features], bias)
@@ -138,7 +157,7 @@ class _Run(msgspec.Struct, kw_only=True):
             sparsity=solved.sparsity,
             relative_error=error,
             damping=solved.damping,
-            damping_share=solved.damping_share,
+            damping_share=self.settings.damping,
             seconds=time.perf_counter() - started,
         )
 

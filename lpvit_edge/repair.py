@@ -37,14 +37,6 @@ class Statistics(msgspec.Struct, kw_only=True):
     B: Tensor  # (N, K) float64, E[W x z^T]
     target_energy: float  # E |W x|^2
     tokens: int
-    split: "Split | None" = None  # the same, of one part of the images and of the rest
-
-
-class Split(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics over disjoint images: what is fitted on one part is judged on the other."""
-
-    fit: Statistics
-    apart: Statistics
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):

@@ -182,6 +182,11 @@ def taylor_scores(moments: Moments, pattern: Pattern, *, images: int) -> Tensor:
     return mean.square() + moments.p_squared[pattern] / images / 2
 
 
+def output_fisher(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """diag E[g g^T] (N,) of every layer: the row weights that choose blocks as the curves do."""
+    return {name: found.G / found.tokens for name, found in moments.items()}
+
+
 def hessian_costs(
     moments: Moments, layer: nn.Linear, pattern: Pattern, *, damping: float, steps: int
 ) -> Tensor:

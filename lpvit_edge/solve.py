@@ -7,7 +7,6 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from lpvit_edge.damping import choose_damping
 from lpvit_edge.errors import PruningError
 from lpvit_edge.pattern import DENSE, Pattern
 from lpvit_edge.repair import (
@@ -43,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     selection: Literal["obs", "magnitude", "scores"] = "obs"
     repair: bool = True
-    damping: float | None = DAMPING  # share of the Hessian's mean diagonal; None: see damping.py
+    damping: float = DAMPING  # share of the Hessian's mean diagonal that is added to its diagonal
     steps: int = 32  # batches in which the elimination removes a layer's blocks
     batch: int = 32  # images per forward pass
     permute: bool = False  # reorder neurons and channels first; see docs/method.md
@@ -55,7 +54,6 @@ class Solution(msgspec.Struct, frozen=True, kw_only=True):
     V: Tensor  # (N, K) float64, with the bias column where there is one
     sparsity: float  # as it came out
     damping: float  # that was added to the Hessian's diagonal
-    damping_share: float  # of the diagonal's mean
 
 
 def solve_layer(
@@ -64,28 +62,36 @@ def solve_layer(
     statistics: Statistics,
     settings: Settings,
     scores: Tensor | None,
+    row_weights: Tensor | None = None,
 ) -> Solution:
-    """Choose the blocks of one layer and re-solve what remains. Raises PruningError."""
-    W, free = with_bias(layer), layer.in_features
-    share = DAMPING if settings.damping is None else settings.damping
-    system = normal_equations(W, statistics, damping=share, free=free)
-    mask, pattern = _mask(layer, form, system, settings, scores), form.pattern
-    if settings.damping is None and settings.repair:
-        share = choose_damping(W, statistics.split, pattern, mask, free=free)
-        system = normal_equations(W, statistics, damping=share, free=free)
+    """Choose the blocks of one layer and re-solve what remains. Raises PruningError.
+
+    row_weights (N,) weigh the output rows in selection "obs": diag E[g g^T], say.
+    """
+    W = with_bias(layer)
+    system = normal_equations(W, statistics, damping=settings.damping, free=layer.in_features)
+    mask, pattern = _mask(layer, form, system, settings, scores, row_weights), form.pattern
     V = resolve(system, mask, pattern) if settings.repair else _masked(W, mask, pattern)
     kept = 1.0 if mask is None else float(mask.float().mean())
-    return Solution(V=V, sparsity=1.0 - kept, damping=system.damping, damping_share=share)
+    return Solution(V=V, sparsity=1.0 - kept, damping=system.damping)
 
 
 def _mask(
-    layer: nn.Linear, form: Form, system: System, settings: Settings, scores: Tensor | None
+    layer: nn.Linear,
+    form: Form,
+    system: System,
+    settings: Settings,
+    scores: Tensor | None,
+    row_weights: Tensor | None,
 ) -> Tensor | None:
     """What stays of the layer, by the selection that the settings name; None: all of it."""
     if form.sparsity == 0.0:
         return None
     if settings.selection == "obs":
-        costs = removal_costs(unmasked_solution(system), system, form.pattern, steps=settings.steps)
+        start = unmasked_solution(system)
+        costs = removal_costs(
+            start, system, form.pattern, row_weights=row_weights, steps=settings.steps
+        )
     elif settings.selection == "magnitude":
         costs = block_sums(layer.weight.detach().square(), form.pattern)
     elif scores is None:

@@ -2,19 +2,17 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lpvit_edge.distributed import add_up
 from lpvit_edge.layers import hooks
-from lpvit_edge.repair import Split, Statistics
+from lpvit_edge.repair import Statistics
 
 _PANELS = 4  # of columns in which a Gram matrix is computed, its upper half only
-_ONE_APART_IN = 4  # images of a batch
 
 
 class _Reached(Exception):  # noqa: N818, no error
@@ -67,77 +65,38 @@ def each_input(stage: nn.Module, layer: nn.Linear, batches: Iterable[Tensor]) ->
 def layer_statistics(
     stage: nn.Module,
     layer: nn.Linear,
-    batches: Sequence[Tensor],
+    batches: Iterable[Tensor],
     dense_layer: nn.Linear,
     dense_inputs: Iterable[Tensor],
 ) -> Statistics:
     """A = E[z z^T], B = E[W x z^T] and E|W x|^2, where x is what the dense layer received.
 
     With a bias, x and z end in a constant 1, see lpvit_edge.repair. Products are float32 within a
-    batch, the sum over batches, and over the processes that share them, is float64. The last fourth
-    of each batch's images is also counted apart, for choosing the damping.
+    batch, the sum over batches, and over the processes that share them, is float64.
     """
     W = with_bias(dense_layer)
-    fit, apart = _Sums.of(W), _Sums.of(W)
-    inputs = each_input(stage, layer, batches)
-    for batch, x, z in zip(batches, dense_inputs, inputs, strict=True):
+    N, K = W.shape
+    A = torch.zeros(K, K, dtype=torch.float64, device=W.device)
+    # x z^T costs K^2 a token, y z^T costs N K: the cheaper one is summed.
+    cross = torch.zeros(min(N, K), K, dtype=torch.float64, device=W.device)
+    energy, tokens = 0.0, 0
+    for x, z in zip(dense_inputs, each_input(stage, layer, batches), strict=True):
         with torch.no_grad():
             y = dense_layer(x)
-        cut = len(z) - len(z) // len(batch) * (len(batch) // _ONE_APART_IN)
-        fit.add(x[:cut], y[:cut], z[:cut])
-        if cut < len(z):
-            apart.add(x[cut:], y[cut:], z[cut:])
-    for sums in (fit, apart):
-        add_up(sums.A, sums.cross, sums.energy_and_tokens)
-    both = _Sums.of(W)
-    for sums in (fit, apart):
-        both.A += sums.A
-        both.cross += sums.cross
-        both.energy_and_tokens += sums.energy_and_tokens
-    found = both.means(W)
-    if int(apart.energy_and_tokens[1]):
-        found.split = Split(fit=fit.means(W), apart=apart.means(W))
-    return found
-
-
-class _Sums(msgspec.Struct, kw_only=True):
-    """Sums over tokens; with a bias, x and z end in a constant 1."""
-
-    A: Tensor  # (K, K) float64, the upper half of the sum of z z^T
-    # x z^T costs K^2 a token, y z^T costs N K: the cheaper one is summed.
-    cross: Tensor  # (min(N, K), K) float64
-    energy_and_tokens: Tensor  # (2,) float64: of |W x|^2, and of 1
-
-    @classmethod
-    def of(cls, W: Tensor) -> "_Sums":
-        N, K = W.shape
-        zeros = W.new_zeros(K, K, dtype=torch.float64)
-        return cls(
-            A=zeros,
-            cross=torch.zeros_like(zeros[: min(N, K)]),
-            energy_and_tokens=torch.zeros(2, dtype=torch.float64),
-        )
-
-    def add(self, x: Tensor, y: Tensor, z: Tensor) -> None:
-        """Count x (tokens, K) that the dense layer takes, y that it gives, z of the pruned one."""
-        K = len(self.A)
+        energy += float(y.square().sum(dtype=torch.float64))
+        tokens += len(z)
         one = z.new_ones(len(z), K - z.shape[1])
         z_one = torch.cat([z, one], 1)
-        left = y if y.shape[1] < K else torch.cat([x, one], 1)
-        self.A += gram(z_one)
-        self.cross += left.T @ z_one
-        energy = float(y.square().sum(dtype=torch.float64))
-        self.energy_and_tokens += self.energy_and_tokens.new_tensor([energy, len(z)])
-
-    def means(self, W: Tensor) -> Statistics:
-        energy, tokens = float(self.energy_and_tokens[0]), int(self.energy_and_tokens[1])
-        B = self.cross if W.shape[0] < W.shape[1] else W.double() @ self.cross
-        return Statistics(
-            A=_symmetric(self.A) / tokens,
-            B=B / tokens,
-            target_energy=energy / tokens,
-            tokens=tokens,
-        )
+        left = y if N < K else torch.cat([x, one], 1)
+        A += gram(z_one)
+        cross += left.T @ z_one
+    sums = torch.tensor([energy, tokens], dtype=torch.float64)
+    add_up(A, cross, sums)
+    energy, tokens = float(sums[0]), int(sums[1])
+    B = cross if N < K else W.double() @ cross
+    return Statistics(
+        A=_symmetric(A) / tokens, B=B / tokens, target_energy=energy / tokens, tokens=tokens
+    )
 
 
 def gram(z: Tensor) -> Tensor:

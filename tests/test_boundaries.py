@@ -15,7 +15,6 @@ HEAVY = {
 }  # fmt: skip
 # These modules do nothing without torch; whoever needs one imports it inside a function.
 TORCH_MODULES = {
-    "lpvit_edge.damping",
     "lpvit_edge.distill",
     "lpvit_edge.evaluate",
     "lpvit_edge.export",
@@ -29,6 +28,7 @@ TORCH_MODULES = {
     "lpvit_edge.sensitivity",
     "lpvit_edge.shrink",
     "lpvit_edge.solve",
+    "lpvit_edge.spread",
     "lpvit_edge.statistics",
     "lpvit_edge.trial",
     "lpvit_edge.two_four",

@@ -14,7 +14,7 @@ from lpvit_edge.models import load_model
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form, Settings, prune, refuse_useless_patterns
 from lpvit_edge.records import PrunedLayer
-from lpvit_edge.sensitivity import gather_moments, layer_curves, taylor_scores
+from lpvit_edge.sensitivity import gather_moments, layer_curves, output_fisher, taylor_scores
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,49 @@ def test_nan_in_the_activations_names_the_layer(
     forms = {shape.name: form for shape in walked.layers}
     with pytest.raises(PruningError, match=r"blocks.1.attn.qkv: its inputs hold NaN"):
         list(prune(broken, walked, forms, images))
+
+
+def test_outputs_that_count_more_keep_more_of_their_blocks(
+    subject: tuple[nn.Module, Walk, torch.Tensor],
+) -> None:
+    model, walked, images = subject
+    name = "blocks.0.mlp.fc1"
+    forms = {name: Form(pattern=parse_pattern("16x1"), sparsity=0.5)}
+    weights = torch.ones(256)
+    weights[:64] = 100.0
+    *_, (_, plain) = prune(model, walked, forms, images)
+    *_, (_, weighted) = prune(model, walked, forms, images, row_weights={name: weights})
+    kept = [
+        float((pruned.get_parameter(f"{name}.weight")[:64] != 0).float().mean())
+        for pruned in (plain, weighted)
+    ]
+    assert kept[1] > kept[0] + 0.2
+    with pytest.raises(PruningError, match="leave out permute"):
+        next(
+            prune(
+                model,
+                walked,
+                forms,
+                images,
+                row_weights={name: weights},
+                settings=Settings(permute=True),
+            )
+        )
+
+
+def test_the_output_fisher_is_the_mean_square_of_each_outputs_gradient(
+    subject: tuple[nn.Module, Walk, torch.Tensor],
+) -> None:
+    model, walked, images = subject
+    name, targets = "blocks.1.mlp.fc2", torch.arange(6) % 3
+    fisher = output_fisher(gather_moments(model, walked, images[:6], targets, patterns=()))[name]
+    seen: list[torch.Tensor] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _, __, y: seen.append(y))
+    with torch.enable_grad():
+        loss = nn.functional.cross_entropy(model(images[:6]), targets, reduction="sum")
+    handle.remove()
+    (gradient,) = torch.autograd.grad(loss, seen)
+    torch.testing.assert_close(fisher, gradient.square().mean((0, 1)))
 
 
 def test_the_taylor_score_is_the_loss_change_of_masking_a_block_to_second_order(
