@@ -6,7 +6,7 @@ Imports of stages live inside the commands, so that `lpvit --help` works on any 
 import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ from lpvit_edge import (
     prune_cli,
     run_cli,
 )
-from lpvit_edge.errors import LpvitEdgeError
+from lpvit_edge.errors import AccuracyFloorError, BudgetNotMetError, LpvitEdgeError
 
 app = typer.Typer(
     name="lpvit",
@@ -111,10 +111,17 @@ def optimize(
     else:
         show(result)
         print(f"report: {result['report']}")
-    if result["accuracy_floor"] is not None and not result["accuracy_floor"]["held"]:
-        raise typer.Exit(5)
-    if not result["target_met"]:
-        raise typer.Exit(4)
+    code = _exit_code(result)
+    if code:
+        raise typer.Exit(code)
+
+
+def _exit_code(result: dict[str, Any]) -> int:
+    """5 where the accuracy floor is broken, 4 where a target is missed, see lpvit_edge.errors."""
+    floor = result["accuracy_floor"]
+    if floor is not None and not floor["held"]:
+        return AccuracyFloorError.exit_code
+    return 0 if result["target_met"] else BudgetNotMetError.exit_code
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """From a run folder with pruned weights to fine-tuned ones: model.safetensors, finetune.json."""
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,8 @@ from lpvit_edge.records import Allocation, PruneLog
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from lpvit_edge.distill import Training
 
 STATE = "finetune.state.pt"
 
@@ -49,20 +52,11 @@ def finetune(
     """
     from lpvit_edge.distill import Training, masks_of
 
-    shared = overlap(images, job.heldout)
-    if shared:
-        raise DataError(
-            f"{len(shared)} training images are also held out ({shared[0]} ...): accuracy would be "
-            "measured on images that training has seen; give disjoint folders"
-        )
+    _refuse_held_out(images, job)
     state = job.path(STATE)
     # The last thing that a run does is to replace the weights and to remove its state.
     pruned = _pruned_log(job, may_be_tuned=resume and state.exists())
-    if state.exists() and not (resume or overwrite):
-        raise MismatchError(
-            f"{state} is left from an interrupted run; pass --resume to go on with it, --overwrite "
-            "to start again"
-        )
+    _refuse_left_over(state, expected=resume or overwrite)
     readable, skipped = _readable(images, job)
     student = copy.deepcopy(job.model.module)
     student.load_state_dict(steps.pruned_weights(job))
@@ -78,12 +72,7 @@ def finetune(
     )
     if resume and state.exists():
         training.resume(state)
-    for done in training.run(state):
-        say(
-            f"finetune: epoch {done.epoch} of {recipe.epochs}: soft {done.soft:.4f}, hard "
-            f"{done.hard:.4f}, labels {done.labels:.4f}"
-        )
-    trained = training.plain_student.to("cpu").eval()
+    trained = _trained(training, state)
     after = _accuracy(job, trained, "finetune: accuracy after")
     steps.save_weights(trained, job.path("model.safetensors"))
     record = FinetuneLog(
@@ -104,6 +93,33 @@ def finetune(
     if distributed.is_main():
         state.unlink()
     return record
+
+
+def _refuse_held_out(images: ImageFolder, job: Job) -> None:
+    shared = overlap(images, job.heldout)
+    if shared:
+        raise DataError(
+            f"{len(shared)} training images are also held out ({shared[0]} ...): accuracy would be "
+            "measured on images that training has seen; give disjoint folders"
+        )
+
+
+def _refuse_left_over(state: Path, *, expected: bool) -> None:
+    if state.exists() and not expected:
+        raise MismatchError(
+            f"{state} is left from an interrupted run; pass --resume to go on with it, --overwrite "
+            "to start again"
+        )
+
+
+def _trained(training: "Training", state: Path) -> "nn.Module":
+    """Run all epochs, saying how each went; the student on the processor afterwards."""
+    for done in training.run(state):
+        say(
+            f"finetune: epoch {done.epoch} of {training.recipe.epochs}: soft {done.soft:.4f}, hard "
+            f"{done.hard:.4f}, labels {done.labels:.4f}"
+        )
+    return training.plain_student.to("cpu").eval()
 
 
 def _pruned_log(job: Job, *, may_be_tuned: bool) -> PruneLog:

@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lpvit_edge import options
+
+if TYPE_CHECKING:
+    from lpvit_edge.recipe import FinetuneLog
 
 SCHEMA = "lpvit.finetune/1"
 
@@ -78,13 +81,17 @@ def finetune(
     if json:
         options.print_json(record, schema=SCHEMA)
         return
+    print(f"{out / 'model.safetensors'}: {_line(record)}; next: lpvit build, lpvit check")
+
+
+def _line(record: "FinetuneLog") -> str:
     accuracy = "no labels"
     if record.accuracy_before is not None and record.accuracy_after is not None:
         accuracy = (
             f"accuracy {100 * record.accuracy_before:.2f} % before, "
             f"{100 * record.accuracy_after:.2f} % after, {record.heldout_images} held-out images"
         )
-    print(
-        f"{out / 'model.safetensors'}: {record.recipe.epochs} epochs over {record.images} images, "
-        f"{record.masked_weights} zeros held, {accuracy}; next: lpvit build, lpvit check"
+    return (
+        f"{record.recipe.epochs} epochs over {record.images} images, "
+        f"{record.masked_weights} zeros held, {accuracy}"
     )

@@ -207,7 +207,11 @@ def test_the_output_fisher_is_the_mean_square_of_each_outputs_gradient(
     name, targets = "blocks.1.mlp.fc2", torch.arange(6) % 3
     fisher = output_fisher(gather_moments(model, walked, images[:6], targets, patterns=()))[name]
     seen: list[torch.Tensor] = []
-    handle = model.get_submodule(name).register_forward_hook(lambda _, __, y: seen.append(y))
+
+    def keep(_: nn.Module, __: tuple[torch.Tensor, ...], y: torch.Tensor) -> None:
+        seen.append(y)
+
+    handle = model.get_submodule(name).register_forward_hook(keep)
     with torch.enable_grad():
         loss = nn.functional.cross_entropy(model(images[:6]), targets, reduction="sum")
     handle.remove()
