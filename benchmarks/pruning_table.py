@@ -183,22 +183,31 @@ def plot(document: dict[str, Any], path: Path) -> None:
     pyplot = require("matplotlib.pyplot")
     rows = [r for r in msgspec.convert(document["rows"], list[Row]) if r.drop is not None]
     models = list(dict.fromkeys(row.model for row in rows))
-    patterns = [p for p in ("64x1", "64x16", "structured") if any(r.pattern == p for r in rows)]
+    panels = ("64x1", "64x16", "32x32", "64x64", "structured")
+    patterns = [p for p in panels if any(r.pattern == p for r in rows)]
     figure, axes = pyplot.subplots(
-        len(models), len(patterns), figsize=(4 * len(patterns), 3.2 * len(models)), squeeze=False
+        len(models), len(patterns), figsize=(3.4 * len(patterns), 3.2 * len(models)), squeeze=False
     )
     for line, model in zip(axes, models, strict=True):
         for panel, pattern in zip(line, patterns, strict=True):
             _panel(panel, [r for r in rows if (r.model, r.pattern) == (model, pattern)])
             panel.set_title(f"{model}, {pattern}", fontsize=9)
-    figure.tight_layout()
+    handles = {
+        label: handle
+        for panel in axes.flat
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=90)
 
 
 def _panel(panel: Any, rows: Sequence[Row]) -> None:
     """Each method's drop with its interval; linear below one point, logarithmic above."""
-    for method in dict.fromkeys(row.method for row in rows):
+    for place, method in enumerate(METHODS):
         of = sorted((r for r in rows if r.method == method), key=lambda r: r.sparsity)
+        if not of:
+            continue
         low = [(r.drop or 0.0) - (r.drop_low or 0.0) for r in of]
         high = [(r.drop_high or 0.0) - (r.drop or 0.0) for r in of]
         panel.errorbar(
@@ -206,6 +215,7 @@ def _panel(panel: Any, rows: Sequence[Row]) -> None:
             [r.drop for r in of],
             yerr=[[max(0.0, v) for v in low], [max(0.0, v) for v in high]],
             label=METHODS[method].label,
+            color=f"C{place}",
             marker="o",
             markersize=3,
             capsize=2,
@@ -214,7 +224,6 @@ def _panel(panel: Any, rows: Sequence[Row]) -> None:
     panel.set_xlabel("MACs removed, %", fontsize=8)
     panel.set_ylabel("accuracy lost, points", fontsize=8)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=6)
 
 
 def main() -> None:
