@@ -92,6 +92,7 @@ def test_a_run_leaves_every_artefact_and_nothing_else(finished: Job) -> None:
         "floor.json",
         "finetune.json",
         "finetune.state.pt",
+        "matching.json",
     }
     assert left == set(run_folder.ARTEFACTS) - absent
 
