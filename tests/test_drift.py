@@ -162,6 +162,18 @@ def test_a_class_that_comes_more_often_is_yellow_and_never_red(reference: Refere
     assert marked == rising.tolist()  # the sample for labelling is of that class
 
 
+def test_a_mix_of_classes_that_ends_takes_no_other_evidence_with_it() -> None:
+    own, generator = OwnPast(2), np.random.default_rng(9)
+    for _ in range(500):
+        own.add(0, float(generator.chisquare(6)) / 6, generator)
+    for number in range(60):
+        own.add(number % 2, 100.0, generator)
+    outliers, labels = own.level()
+    own.clear_labels()
+    assert labels > 1e3
+    assert own.level().tolist() == [outliers, 0.0]
+
+
 def test_the_ranks_of_labels_are_uniform_while_nothing_changes() -> None:
     own, generator = OwnPast(3), np.random.default_rng(7)
     found = np.array(
