@@ -17,6 +17,7 @@ _EXTRA_OF = {
     "harvesters": "gige",
     "httpx": "webhook",
     "prometheus_client": "serve",
+    "paho": "mqtt",
     "pynvml": "nvml",
     "safetensors": "prune",
     "scipy": "prune",

@@ -423,7 +423,7 @@ def test_a_webhook_that_refuses_gets_everything_later_in_order(
 
 
 def test_jsonl_mends_a_cut_line_and_repeats_nothing(tmp_path: Path) -> None:
-    from lpvit_edge.line.config import JsonlSink
+    from lpvit_edge.line.sink_config import JsonlSink
     from lpvit_edge.line.sinks.jsonl import JsonLines
 
     path = tmp_path / "v.jsonl"
@@ -434,8 +434,8 @@ def test_jsonl_mends_a_cut_line_and_repeats_nothing(tmp_path: Path) -> None:
 
 
 def test_evidence_keeps_its_quota(tmp_path: Path) -> None:
-    from lpvit_edge.line.config import EvidenceSink
     from lpvit_edge.line.records import FrameRecord, StageLatency
+    from lpvit_edge.line.sink_config import EvidenceSink
     from lpvit_edge.line.sinks.evidence import EvidenceStore
 
     store = EvidenceStore(EvidenceSink(target=str(tmp_path), max_gb=25e-6))

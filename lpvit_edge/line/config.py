@@ -5,7 +5,7 @@ On the command line a source or a sink is `kind:target?option=value&option=value
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -16,56 +16,49 @@ from lpvit_edge.errors import FileFormatError, UnknownOptionError
 from lpvit_edge.line.policy import Policy
 from lpvit_edge.line.redact import redacted
 from lpvit_edge.line.shadow_rule import ShadowRule
+from lpvit_edge.line.sink_config import Kind, Positive, SinkConfig
 from lpvit_edge.line.verdict import VerdictRule
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
 
-
-class _Kind(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"
-):
-    target: str
-
-
-class FolderSource(_Kind, frozen=True, kw_only=True, tag="folder"):
+class FolderSource(Kind, frozen=True, kw_only=True, tag="folder"):
     """A folder into which images are renamed."""
 
     poll_s: Positive = 0.05
     keep: bool = True  # in done/; otherwise they are deleted after their verdict
 
 
-class VideoSource(_Kind, frozen=True, kw_only=True, tag="video"):
+class VideoSource(Kind, frozen=True, kw_only=True, tag="video"):
     """A video file; `live` for a stream that must not end."""
 
     rate: Positive | None = None  # frames per second; None: as fast as they are judged
     live: bool = False
 
 
-class V4l2Source(_Kind, frozen=True, kw_only=True, tag="v4l2"):
+class V4l2Source(Kind, frozen=True, kw_only=True, tag="v4l2"):
     """A camera of the kernel."""
 
     rate: Positive | None = None
     size: str | None = None  # "1280x720"
 
 
-class RtspSource(_Kind, frozen=True, kw_only=True, tag="rtsp"):
+class RtspSource(Kind, frozen=True, kw_only=True, tag="rtsp"):
     """A network camera; `target` may hold ${NAME} of the environment."""
 
     transport: Literal["tcp", "udp"] = "tcp"
     timeout_s: Positive = 5.0
 
 
-class GstreamerSource(_Kind, frozen=True, kw_only=True, tag="gstreamer"):
+class GstreamerSource(Kind, frozen=True, kw_only=True, tag="gstreamer"):
     """`target` is a pipeline without its sink."""
 
 
-class GenicamSource(_Kind, frozen=True, kw_only=True, tag="genicam"):
+class GenicamSource(Kind, frozen=True, kw_only=True, tag="genicam"):
     """`target` is the camera's serial number."""
 
     cti: str  # path of the GenTL producer
 
 
-class SyntheticSource(_Kind, frozen=True, kw_only=True, tag="synthetic"):
+class SyntheticSource(Kind, frozen=True, kw_only=True, tag="synthetic"):
     """`target` is file.py:function, a function from a number to an image."""
 
     rate: Positive = 30.0
@@ -76,28 +69,6 @@ SourceConfig = (
     FolderSource | VideoSource | V4l2Source | RtspSource | GstreamerSource | GenicamSource
     | SyntheticSource
 )  # fmt: skip
-
-
-class JsonlSink(_Kind, frozen=True, kw_only=True, tag="jsonl"):
-    """One JSON object a line."""
-
-
-class EvidenceSink(_Kind, frozen=True, kw_only=True, tag="evidence"):
-    """A folder of images of rejected and of doubtful parts, with an index."""
-
-    below: float = 0.8  # confidence under which an accepted part is kept too
-    max_gb: Positive = 2.0
-    max_days: Positive = 30.0
-
-
-class WebhookSink(_Kind, frozen=True, kw_only=True, tag="webhook"):
-    """`target` is the address that each batch is posted to."""
-
-    token: str | None = None  # sent as a bearer token
-    timeout_s: Positive = 10.0
-
-
-SinkConfig = JsonlSink | EvidenceSink | WebhookSink
 
 
 class LineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,7 +120,10 @@ def parse_source(text: str) -> dict[str, Any]:
 
 
 def parse_sink(text: str) -> dict[str, Any]:
-    """`kind:target?options` of a sink."""
+    """`kind:target?options` of a sink; mqtt://... and other addresses name their kind."""
+    scheme = text.partition("://")[0]
+    if scheme in _KIND_OF:
+        text = f"{_KIND_OF[scheme]}:{text}"
     return _typed(_parse(text, SinkConfig, "--sink"), SinkConfig, "--sink")
 
 
@@ -164,6 +138,7 @@ def _parse(text: str, union: Any, option: str) -> dict[str, Any]:
     return {"kind": kind, "target": target, **dict(parse_qsl(options))}
 
 
+_KIND_OF = {"mqtt": "mqtt", "mqtts": "mqtt"}
 _WHOLE = {"gstreamer", "webhook"}  # their targets may hold question marks
 
 

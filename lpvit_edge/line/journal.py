@@ -35,6 +35,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
+def as_json(entry: Entry) -> bytes:
+    """The entry as sinks hand it on: {"entry": 17, "kind": "frame", "record": {...}}."""
+    fields = {"entry": entry.id, "kind": entry.kind, "record": msgspec.Raw(entry.body)}
+    return msgspec.json.encode(fields)
+
+
 class Journal:
     """Appended to by the judge, read by the sinks; any thread may call."""
 

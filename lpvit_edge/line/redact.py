@@ -5,7 +5,7 @@ import re
 
 from lpvit_edge.errors import EnvironmentUnfitError
 
-_USER = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
+_USER = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)\S+@", re.IGNORECASE)
 _QUERY = re.compile(
     r"(?P<key>[?&](?:[a-z_-]*(?:password|passwd|pwd|token|secret|key|auth)[a-z_-]*)=)[^&\s]+",
     re.IGNORECASE,

@@ -8,8 +8,8 @@ never waits for it.
 from importlib import import_module
 from typing import Any
 
-from lpvit_edge.line.config import SinkConfig
 from lpvit_edge.line.journal import Journal
+from lpvit_edge.line.sink_config import SinkConfig
 from lpvit_edge.line.sinks.base import Sink
 from lpvit_edge.line.sinks.remote import RemoteSink
 
@@ -20,6 +20,7 @@ _DIRECT = {
 }
 _REMOTE = {
     "jsonl": "lpvit_edge.line.sinks.jsonl:JsonLines",
+    "mqtt": "lpvit_edge.line.sinks.mqtt:Mqtt",
     "webhook": "lpvit_edge.line.sinks.webhook:Webhook",
 }
 

@@ -35,6 +35,7 @@ class Remote(Protocol):
     name: str
     batch: int  # entries in one send()
     max_age_s: float | None  # older verdicts help nobody there; None: all are delivered
+    longest_wait_s: float  # between two attempts
 
     def resume(self, delivered: int) -> int:
         """Id of the last entry that has arrived for certain; the journal says `delivered`."""

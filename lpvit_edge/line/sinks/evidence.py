@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.files import write_atomic
-from lpvit_edge.line.config import EvidenceSink
 from lpvit_edge.line.records import FrameRecord
+from lpvit_edge.line.sink_config import EvidenceSink
 
 if TYPE_CHECKING:
     import numpy as np

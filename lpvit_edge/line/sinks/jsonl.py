@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from lpvit_edge.errors import SinkError
-from lpvit_edge.line.config import JsonlSink
-from lpvit_edge.line.journal import Entry
+from lpvit_edge.line.journal import Entry, as_json
+from lpvit_edge.line.sink_config import JsonlSink
 
 _TAIL = 1 << 20  # bytes; more than any line
 
@@ -21,7 +21,8 @@ class JsonLines:
     """A file that is appended to. Each entry stands in it once, also after a kill -9."""
 
     batch = 200
-    max_age_s = None
+    max_age_s: float | None = None
+    longest_wait_s = 15.0
 
     def __init__(self, config: JsonlSink) -> None:
         self.name = f"jsonl {config.target}"
@@ -47,7 +48,7 @@ class JsonLines:
 
     def send(self, entries: Sequence[Entry]) -> None:
         """Append the entries with one write; a file that could take only a part is cut back."""
-        content = b"".join(_line(entry) for entry in entries)
+        content = b"".join(as_json(entry) + b"\n" for entry in entries)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab", buffering=0) as stream:
@@ -63,8 +64,3 @@ class JsonLines:
 
     def disconnect(self) -> None:
         """Nothing is kept open."""
-
-
-def _line(entry: Entry) -> bytes:
-    fields = {"entry": entry.id, "kind": entry.kind, "record": msgspec.Raw(entry.body)}
-    return msgspec.json.encode(fields) + b"\n"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 15.0
+_FIRST_WAIT_S = 0.2
 _BEAT_S = 0.25
 
 
@@ -67,7 +67,7 @@ class RemoteSink:
                 self.error = str(error)
                 self._remote.disconnect()
                 self._give_up.wait(wait_s)
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                wait_s = min(2 * wait_s, self._remote.longest_wait_s)
                 continue
             if not sent and was_closing:
                 break

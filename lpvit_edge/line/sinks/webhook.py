@@ -7,16 +7,17 @@ import msgspec
 
 from lpvit_edge.deps import require
 from lpvit_edge.errors import SinkError
-from lpvit_edge.line.config import WebhookSink
-from lpvit_edge.line.journal import Entry
+from lpvit_edge.line.journal import Entry, as_json
 from lpvit_edge.line.redact import from_environment, redacted
+from lpvit_edge.line.sink_config import WebhookSink
 
 
 class Webhook:
     """The header Idempotency-Key names the first and last entry: a repeated post is recognised."""
 
     batch = 50
-    max_age_s = None
+    max_age_s: float | None = None
+    longest_wait_s = 15.0
 
     def __init__(self, config: WebhookSink) -> None:
         self.name = f"webhook {redacted(config.target)}"
@@ -40,9 +41,7 @@ class Webhook:
         }
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
-        body = msgspec.json.encode(
-            [{"entry": e.id, "kind": e.kind, "record": msgspec.Raw(e.body)} for e in entries]
-        )
+        body = msgspec.json.encode([msgspec.Raw(as_json(entry)) for entry in entries])
         try:
             answer = self._client.post(self._url, content=body, headers=headers)
         except (self._httpx.HTTPError, self._httpx.InvalidURL) as error:
