@@ -39,6 +39,7 @@ def check_engines(
     *,
     engine: str,
     threads: int,
+    precision: str = "default",
     predicted_latency_ms: float,
     seconds: float = 10.0,
 ) -> Check:
@@ -48,8 +49,8 @@ def check_engines(
     from lpvit_profilers.latency import measure_alternating
 
     with (
-        load_engine(engine, dense_onnx, threads=threads) as dense,
-        load_engine(engine, sparse_onnx, threads=threads) as sparse,
+        load_engine(engine, dense_onnx, threads=threads, precision=precision) as dense,
+        load_engine(engine, sparse_onnx, threads=threads, precision=precision) as sparse,
     ):
         image = _first_image(heldout, preprocess)
         runs: dict[str, Callable[[], object]] = {

@@ -159,10 +159,13 @@ def build(
     heldout: options.Heldout = None,
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
+    precision: options.Precision = "default",
 ) -> None:
     """Export model.onnx, hold it against torch, compile it here: export.json, manifest.json.
 
-    Example: lpvit build examples/factory_line/model.toml --out runs/demo
+    model.onnx itself stays float32. `lpvit check` and `lpvit run` take the precision built here.
+
+    Example: lpvit build examples/factory_line/model.toml --out runs/demo --precision bf16
     """
     distributed.refuse_many("build")
     from lpvit_edge import files, steps
@@ -171,7 +174,7 @@ def build(
     allocation = files.load(Allocation, out / "allocation.json")
     job = options.job(model, out, weights, calibration, heldout, 8, engine, threads, "64x1")
     log = steps.export(job, allocation)
-    steps.build(job)
+    steps.build(job, precision=precision)
     print(f"{job.path('model.onnx')}: differs from torch by {log.engine_error:.1e} at most")
 
 

@@ -38,7 +38,10 @@ def dense_bundle(run: Path) -> Iterator[Path]:
         preprocess = sparse.record.preprocess
         manifest = sparse.manifest
         with load_engine(
-            manifest.engine, folder / "model.onnx", threads=manifest.threads
+            manifest.engine,
+            folder / "model.onnx",
+            threads=manifest.threads,
+            precision=manifest.precision,
         ) as engine:
             golden = tuple(
                 (_answered(frame, probabilities_of(engine, pixels, preprocess).tolist()), content)

@@ -31,6 +31,10 @@ Engine: TypeAlias = Annotated[str, typer.Option(help="The engine that runs the m
 Threads: TypeAlias = Annotated[
     int, typer.Option(min=0, help="Threads of the engine; 0: all that this process may use.")
 ]
+Precision: TypeAlias = Annotated[
+    str,
+    typer.Option(help="Precision that the engine runs in: default, or bf16 (openvino)."),
+]
 Patterns: TypeAlias = Annotated[
     str,
     typer.Option(help="Patterns, output rows x input columns, by comma; menu: the engine's own."),

@@ -23,13 +23,14 @@ def refuse_disagreement(found: Agreement) -> None:
 def load_bundle_engine(
     bundle: Bundle, *, engine: str | None = None, threads: int | None = None
 ) -> "Engine":
-    """The bundle's engine, or the one that is named."""
+    """The bundle's engine in the precision it was built in, or the one that is named in its own."""
     from lpvit_engines import load_engine
 
     return load_engine(
         engine or bundle.manifest.engine,
         bundle.path("model.onnx"),
         threads=threads or bundle.manifest.threads,
+        precision=bundle.manifest.precision if engine is None else "default",
         rebuild=bundle.rebuild,
     )
 

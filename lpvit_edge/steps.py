@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpvit_edge import files
+from lpvit_edge.deps import require
 from lpvit_edge.errors import MismatchError
 from lpvit_edge.images import content_sha256, read_all
 from lpvit_edge.job import Job
@@ -99,8 +100,6 @@ def sensitivity(job: Job) -> Sensitivity:
 
 def save_weights(model: "nn.Module", path: Path) -> None:
     """Write all tensors of a model, whole or not at all."""
-    from lpvit_edge.deps import require
-
     save_file = require("safetensors.torch").save_file
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     files.replace_atomic(path, lambda temporary: save_file(state, temporary))
@@ -175,20 +174,17 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
 
 def pruned_weights(job: Job) -> "dict[str, torch.Tensor]":
     """The tensors of model.safetensors."""
-    from lpvit_edge.deps import require
-
-    weights: dict[str, torch.Tensor] = require("safetensors.torch").load_file(
-        job.path("model.safetensors")
-    )
+    path = job.path("model.safetensors")
+    weights: dict[str, torch.Tensor] = require("safetensors.torch").load_file(path)
     return weights
 
 
-def build(job: Job) -> Manifest:
+def build(job: Job, *, precision: str = "default") -> Manifest:
     """Compile model.onnx on this device, note what really runs, and seal the bundle to deploy."""
     from lpvit_edge.bundle import write_bundle
     from lpvit_edge.golden import golden_frames
     from lpvit_edge.profile import engine_version
-    from lpvit_engines import load_engine
+    from lpvit_engines import load_engine, resolve_precision
     from lpvit_profilers.device import fingerprint, identify
 
     path = job.path("model.onnx")
@@ -196,7 +192,7 @@ def build(job: Job) -> Manifest:
         from lpvit_edge.tensorrt_build import build_proven
 
         build_proven(path)
-    with load_engine(job.engine, path, threads=job.threads) as engine:
+    with load_engine(job.engine, path, threads=job.threads, precision=precision) as engine:
         kernels = engine.kernels()
         golden = golden_frames(job.calibration.paths, engine, job.model.preprocess)
     record = Manifest(
@@ -205,7 +201,7 @@ def build(job: Job) -> Manifest:
         onnx_sha256=files.sha256_of(path),
         fingerprint=fingerprint(identify()),
         threads=job.threads,
-        precision="float16" if job.engine == "tensorrt" else "float32",
+        precision=resolve_precision(job.engine, precision),
         labels=job.model.labels or (),
         kernels=kernels,
     )
@@ -217,7 +213,7 @@ def build(job: Job) -> Manifest:
 
 
 def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
-    """Dense and sparse engine side by side on the held-out images."""
+    """Dense and sparse engine side by side on the held-out images, as manifest.json says."""
     from lpvit_edge.check import check_engines
     from lpvit_edge.drift.build import write_reference
 
@@ -225,6 +221,7 @@ def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
     exported = files.load(ExportLog, job.path("export.json"))
     if exported.onnx_sha256 != files.sha256_of(job.path("model.onnx")):
         raise MismatchError("model.onnx is not the one export.json is about; run `lpvit build`")
+    precision = files.load(Manifest, job.path("manifest.json")).precision
     record = check_engines(
         job.path("dense.onnx"),
         job.path("model.onnx"),
@@ -232,6 +229,7 @@ def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
         job.model.preprocess,
         engine=job.engine,
         threads=job.threads,
+        precision=precision,
         predicted_latency_ms=allocation.predicted_latency_ms,
         seconds=seconds,
     )
@@ -243,5 +241,6 @@ def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
         preprocess=job.model.preprocess,
         engine=job.engine,
         threads=job.threads,
+        precision=precision,
     )
     return record

@@ -8,6 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
+import lpvit_engines
+from lpvit_edge.bundle import open_bundle
+from lpvit_edge.proof import proven_engine
+from tests.test_block_sparse_bf16 import ON_BF16
+
 pytest.importorskip("timm")
 pytest.importorskip("openvino")
 
@@ -108,6 +113,34 @@ def test_layers_were_really_pruned_and_run_by_the_native_kernel(finished: Job) -
     ours = {name: kernel for name, kernel in kernels.items() if kernel.startswith("lpvit_")}
     assert {name for name, kernel in ours.items() if " block " in kernel} == sparse
     assert sum(" attention " in kernel for kernel in ours.values()) == 2  # one in each block
+
+
+def test_a_default_build_is_noted_as_float32(finished: Job) -> None:
+    assert files.load(Manifest, finished.path("manifest.json")).precision == "float32"
+
+
+@ON_BF16
+def test_what_is_built_in_bf16_is_checked_and_deployed_in_bf16(
+    finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = copied(finished, tmp_path)
+    manifest = steps.build(job, precision="bf16")
+    assert manifest.precision == "bf16"
+    assert any(kernel.startswith("lpvit_avx512_bf16") for kernel in manifest.kernels.values())
+    with proven_engine(open_bundle(job.folder)) as engine:
+        deployed = engine.kernels().items()
+    ours = {name: kernel for name, kernel in manifest.kernels.items() if "lpvit_" in kernel}
+    assert {name: kernel for name, kernel in deployed if "lpvit_" in kernel} == ours
+    loaded, load = list[str](), lpvit_engines.load_engine
+
+    def noted(*args: Any, precision: str = "default", **options: Any) -> Any:
+        loaded.append(precision)
+        return load(*args, precision=precision, **options)
+
+    monkeypatch.setattr("lpvit_engines.load_engine", noted)
+    allocation = files.load(Allocation, job.path("allocation.json"))
+    assert steps.check(job, allocation, seconds=0.05).dense.accuracy is not None
+    assert loaded == ["bf16", "bf16", "bf16"]  # dense, sparse, and the reference of the watch
 
 
 def test_weights_pruned_under_another_allocation_are_made_again(

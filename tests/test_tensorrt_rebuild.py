@@ -125,7 +125,7 @@ def test_the_option_of_the_verbs_reaches_the_engine(
         raise DeviceMismatchError("built elsewhere")
 
     given: list[Any] = []
-    manifest: Any = SimpleNamespace(engine="tensorrt", threads=1)
+    manifest: Any = SimpleNamespace(engine="tensorrt", threads=1, precision="float16")
     record: Any = SimpleNamespace()
     bundle = Bundle(folder=tmp_path, record=record, manifest=manifest)
     monkeypatch.setattr(bundles, "open_bundle", lambda folder: bundle)

@@ -32,6 +32,7 @@ def write_reference(
     preprocess: Preprocess,
     engine: str,
     threads: int,
+    precision: str = "default",
 ) -> ReferenceNote | None:
     """Write reference.json and reference.safetensors beside an ONNX file.
 
@@ -42,7 +43,7 @@ def write_reference(
 
     for name in ("reference.json", "reference.safetensors"):
         (onnx.parent / name).unlink(missing_ok=True)
-    with load_engine(engine, onnx, threads=threads) as loaded:
+    with load_engine(engine, onnx, threads=threads, precision=precision) as loaded:
         if FEATURES not in loaded.outputs:
             say(f"no drift reference: {onnx.name} has no output {FEATURES!r}")
             return None
