@@ -8,7 +8,7 @@ import pytest
 
 from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt import build as building
-from lpvit_engines.tensorrt import making, plugin
+from lpvit_engines.tensorrt import making, plugin, plugin_parts
 
 
 def test_a_file_that_is_no_onnx_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ SHAPES = {
 
 
 def test_the_inputs_of_a_sparse_layer_are_taken() -> None:
-    plugin.check_shapes(GIVEN, list(SHAPES.values()))
+    plugin_parts.check_shapes(GIVEN, list(SHAPES.values()))
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_inputs_that_are_not_the_layers_are_refused_before_a_kernel_reads_them(
     name: str, shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(EngineError, match=r"3072 outputs and 768 inputs in blocks of 64x16"):
-        plugin.check_shapes(GIVEN, list((SHAPES | {name: shape}).values()))
+        plugin_parts.check_shapes(GIVEN, list((SHAPES | {name: shape}).values()))
 
 
 def test_a_batch_that_the_kernels_cannot_count_is_refused_at_build() -> None:
     batch = 2**31 // (197 * 3072)
-    plugin.check_shapes(GIVEN, list((SHAPES | {"x": (batch, 197, 768)}).values()))
+    plugin_parts.check_shapes(GIVEN, list((SHAPES | {"x": (batch, 197, 768)}).values()))
     with pytest.raises(EngineError, match="build for a smaller batch"):
-        plugin.check_shapes(GIVEN, list((SHAPES | {"x": (batch + 1, 197, 768)}).values()))
+        plugin_parts.check_shapes(GIVEN, list((SHAPES | {"x": (batch + 1, 197, 768)}).values()))

@@ -91,15 +91,18 @@ def overridden(trt: Any) -> list[str]:
         (type(times.make_profiler(trt, {})), trt.IProfiler),
     )  # fmt: skip
     wrong = []
+    checked: set[str] = set()
     for ours, base in subclasses:
         for name, member in vars(base).items():
-            mine = vars(ours).get(name)
-            if name.startswith("_") or mine is None or not callable(member):
+            mine = getattr(ours, name, None)
+            if name.startswith("_") or not callable(member) or mine in (None, member):
                 continue
+            checked.add(f"{base.__name__}.{name}")
             want = {len(parameters) for parameters in overloads(getattr(base, name))}
             have = len(inspect.signature(mine).parameters) - 1
             if want and have not in want:
                 wrong.append(f"{base.__name__}.{name}: {have} parameters, {sorted(want)} wanted")
+    assert {"IPluginV3OneRuntime.enqueue", "IPluginV3OneBuild.get_output_shapes"} <= checked
     return wrong
 
 
@@ -131,7 +134,7 @@ def plugin_works(trt: Any, library: str) -> None:
     """The creator and the plugin with real TensorRT objects, on the fake driver."""
     import numpy as np
 
-    from lpvit_engines.tensorrt import plugin
+    from lpvit_engines.tensorrt import plugin, plugin_fields
     from tests.cuda.fake_driver import state_of
 
     state = state_of(Path(library))
@@ -148,7 +151,7 @@ def plugin_works(trt: Any, library: str) -> None:
     assert made.given == {**integers, "activation": "gelu"}, made.given
     assert (made.plugin_name, made.plugin_version) == ("BlockSparseLinear", "1")
     assert (made.plugin_namespace, made.num_outputs) == ("lpvit", 1)
-    again = plugin.read_fields(made.get_fields_to_serialize())
+    again = plugin_fields.read_fields(made.get_fields_to_serialize())
     assert again == made.given, again
     twin = made.clone()
     _KEPT.extend((made, twin))
