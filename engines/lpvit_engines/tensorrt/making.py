@@ -1,5 +1,6 @@
 """From a portable ONNX file to a plan with its manifest: prove each sparse layer, then build."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from lpvit_engines.tensorrt.onnx_copy import sparse_layers, tensorrt_copy
 from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
 from lpvit_engines.tensorrt.progress import OnStep
 from lpvit_engines.tensorrt.session import Session
-from lpvit_engines.tensorrt.sparsity import LayerProof, confirm
+from lpvit_engines.tensorrt.sparsity import LayerProof, confirm, runs_dense
 from lpvit_engines.tensorrt.trials import prove
 
 
@@ -32,8 +33,8 @@ def make_plan(
     """Build the plan of an ONNX file and write both files beside it.
 
     With `proven` every sparse layer is first timed against its dense twin, and one that does not
-    win is built dense; without, TensorRT decides alone and the manifest says that nothing was
-    compared. An old plan is replaced only once the new one is whole.
+    win, alone or in the whole network, is built dense; without, TensorRT decides alone and the
+    manifest says that nothing was compared. An old plan is replaced only once the new one is whole.
     """
     onnx = require("onnx")
     content = onnx_path.read_bytes()
@@ -43,21 +44,33 @@ def make_plan(
         raise EngineError(f"{onnx_path} is not an ONNX file: {error}") from error
     maker = _Builder(device, on_step=on_step, cache=cache)
     patterns = sparse_layers(portable)
-    proofs = [maker.prove(portable, name, form) for name, form in patterns.items() if proven]
-    losers = {proof.layer for proof in proofs if not proof.kept}
-    is_two_four = any(form == "2:4" and name not in losers for name, form in patterns.items())
-    built = maker.build(
-        tensorrt_copy(portable, dense=losers).SerializeToString(),
-        is_two_four,
-        weak=tensorrt_copy(portable, dense=losers, half=False).SerializeToString(),
-    )
-    manifest = _manifest(
-        content, built, maker.key, device, confirm(proofs, built.layers, built.sparsity)
-    )
+    proofs = tuple(maker.prove(portable, name, form) for name, form in patterns.items() if proven)
+    built, confirmed = _settled(maker.whole, portable, patterns, proofs)
+    manifest = _manifest(content, built, maker.key, device, confirmed)
     if not proven:
         manifest = msgspec.structs.replace(manifest, proofs=None)
     plan_file.write(onnx_path, built.plan, manifest)
     return manifest
+
+
+BuildWhole = Callable[[Any, dict[str, str], frozenset[str]], Built]  # portable, patterns, dense
+
+
+def _settled(
+    build_whole: BuildWhole,
+    portable: Any,
+    patterns: dict[str, str],
+    proofs: tuple[LayerProof, ...],
+) -> tuple[Built, tuple[LayerProof, ...]]:
+    """Build, and again without the layers that won alone but run dense in the whole network."""
+    while True:
+        losers = frozenset(proof.layer for proof in proofs if not proof.kept)
+        built = build_whole(portable, patterns, losers)
+        confirmed = confirm(proofs, built.layers, built.sparsity)
+        dense = runs_dense(confirmed, built.layers) - losers
+        if not dense:
+            return built, confirmed
+        proofs = tuple(c if c.layer in dense else p for c, p in zip(confirmed, proofs, strict=True))
 
 
 def _manifest(
@@ -101,6 +114,14 @@ class _Builder:
             weak=weak,
             on_step=self._on_step,
             cache=self._cache,
+        )
+
+    def whole(self, portable: Any, patterns: dict[str, str], dense: frozenset[str]) -> Built:
+        """The whole network, the layers in `dense` without their sparse form."""
+        return self.build(
+            tensorrt_copy(portable, dense=dense).SerializeToString(),
+            any(form == "2:4" and name not in dense for name, form in patterns.items()),
+            weak=tensorrt_copy(portable, dense=dense, half=False).SerializeToString(),
         )
 
     def prove(self, portable: Any, layer: str, pattern: str) -> LayerProof:

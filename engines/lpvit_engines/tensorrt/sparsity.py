@@ -104,6 +104,16 @@ def _confirmed(
     return msgspec.structs.replace(proof, kernel=kernel, kept=kept, reason=reason)
 
 
+def runs_dense(proofs: Sequence[LayerProof], built: Sequence[EngineLayer]) -> frozenset[str]:
+    """Layers of which a kernel is seen in the engine, and it is no sparse one."""
+    seen = {p.layer: node_layers(tuple(built), p.layer) for p in proofs}
+    return frozenset(
+        name
+        for name, mine in seen.items()
+        if mine and not any(x.sparse or is_plugin(x) for x in mine)
+    )
+
+
 def node_layers(built: tuple[EngineLayer, ...], layer: str) -> list[EngineLayer]:
     """Built layers of a model layer: its sparse node bears its name, its product name/MatMul."""
     names = (layer, f"{layer}/MatMul", f"{layer}/Gemm")
