@@ -1,4 +1,5 @@
-"""What this machine lacks, each finding with its remedy. Nothing vendor-made is imported.
+"""What this machine lacks, each finding with its remedy. Nothing vendor-made is imported,
+TensorRT excepted where it is installed: see doctor_tensorrt.
 
 ok        present
 optional  absent, and only some verbs need it
@@ -63,7 +64,7 @@ def examine(
         *_engines(engines),
         _kernel(),
         _onnxruntime(),
-        _tensorrt(device),
+        *_tensorrt(device),
         _torch_pair(),
         _power(sources),
     )
@@ -201,19 +202,22 @@ def _onnxruntime() -> Finding:
     )
 
 
-def _tensorrt(device: DeviceIdentity) -> Finding:
-    """Only its presence: whether it builds shows in `lpvit build --engine tensorrt`."""
-    found = device.runtimes.get("tensorrt")
-    if found:
+def _tensorrt(device: DeviceIdentity) -> tuple[Finding, ...]:
+    """Its presence and, where it is installed, whether it builds."""
+    if found := device.runtimes.get("tensorrt"):
+        from lpvit_edge.doctor_tensorrt import examine_tensorrt
+
         found = f"{found} (our engine for it has not run on a device yet)"
-        return Finding(area="library", name="tensorrt", status="ok", found=found)
-    return Finding(
+        present = Finding(area="library", name="tensorrt", status="ok", found=found)
+        return (present, *examine_tensorrt(device))
+    absent = Finding(
         area="library",
         name="tensorrt",
         status="optional",
         found="absent",
         remedy="on a Jetson: JetPack 6.1 or newer, and a venv with --system-site-packages",
     )
+    return (absent,)
 
 
 def _torch_pair() -> Finding:
