@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from lpvit_engines import openvino_node
+from lpvit_edge.errors import EnvironmentUnfitError
+from lpvit_engines import native, openvino_node
 from lpvit_engines.block_sparse import BlockSparseMatrix
 from tests.native.onnx_models import save, sparse_model
 
@@ -108,3 +109,18 @@ def test_a_native_operator_for_another_openvino_falls_back_with_a_warning(
     monkeypatch.setattr(openvino_node, "NATIVE_OPERATOR", tmp_path / "_openvino_node.so")
     assert openvino_node.native_operators.__wrapped__() is None
     assert "sparse nodes run through Python" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("int lpvit_interface(void) { return 1; }", "interface 1"), ("", "of an older version")],
+)
+def test_a_library_of_another_interface_is_refused_before_it_computes_nonsense(
+    source: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stale.c").write_text(source)
+    stale = tmp_path / "_block_sparse.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", stale, tmp_path / "stale.c"], check=True)
+    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    with pytest.raises(EnvironmentUnfitError, match=found):
+        native.library.__wrapped__()

@@ -23,6 +23,7 @@ INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")  # best first
 Precision = Literal["float32", "bf16"]
 BF16_INSTRUCTION_SET = "avx512_bf16"
 _ACTIVATIONS: dict[str, int] = {"none": 0, "gelu": 1}
+INTERFACE = 2  # LPVIT_INTERFACE of native/layer.h
 _FOLDER = Path(__file__).parent
 
 
@@ -194,9 +195,8 @@ def library() -> Any:
     pointer = ctypes.c_void_p
     loaded.lpvit_run.argtypes = [pointer, pointer, pointer, ctypes.c_int64, pointer]
     loaded.lpvit_run.restype = None
-    if hasattr(loaded, "lpvit_run_prepared"):  # a library from before bf16 supports no bf16 either
-        loaded.lpvit_run_prepared.argtypes = [*loaded.lpvit_run.argtypes, ctypes.c_int32]
-        loaded.lpvit_run_prepared.restype = ctypes.c_int32
+    loaded.lpvit_run_prepared.argtypes = [*loaded.lpvit_run.argtypes, ctypes.c_int32]
+    loaded.lpvit_run_prepared.restype = ctypes.c_int32
     loaded.lpvit_attention_kernel.argtypes = [ctypes.c_char_p, ctypes.c_int32]
     loaded.lpvit_attention_kernel.restype = pointer
     loaded.lpvit_attention.argtypes = [
@@ -227,12 +227,25 @@ def _load(name: str) -> ctypes.CDLL:
             "the package (pip install .), or in a checkout run: python hatch_build.py"
         )
     try:
-        return ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise EnvironmentUnfitError(
             f"cannot load {name}: {error}. Compile it on this machine (python hatch_build.py in a "
             "checkout); _tbb_threads.so also needs OpenVINO to be imported first"
         ) from error
+    refuse_stale(loaded, path)
+    return loaded
+
+
+def refuse_stale(loaded: ctypes.CDLL, path: Path) -> None:
+    """EnvironmentUnfitError for a library that was compiled from other sources' interface."""
+    found = loaded.lpvit_interface() if hasattr(loaded, "lpvit_interface") else None
+    if found != INTERFACE:
+        raise EnvironmentUnfitError(
+            f"{path.name} has interface {found or 'of an older version'}, this package needs "
+            f"{INTERFACE}: it was compiled from other sources and would compute nonsense. Install "
+            "the package again (pip install .), or in a checkout run: python hatch_build.py"
+        )
 
 
 def _create(

@@ -9,6 +9,7 @@ and waits for the interpreter lock in every node: with one busy Python thread be
 32 sparse nodes took 205 ms instead of 8, and 17 ms with the native operator.
 """
 
+import ctypes
 import logging
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
-from lpvit_edge.errors import EngineError
+from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines.block_sparse import BlockSparseMatrix
-from lpvit_engines.native import PackedLayer, Precision
+from lpvit_engines.native import PackedLayer, Precision, refuse_stale
 from lpvit_engines.openvino_attention import fuse_attention
 
 _LOG = logging.getLogger(__name__)
@@ -110,10 +111,11 @@ def native_operators() -> Any | None:
     try:
         factory = require("openvino.utils.node_factory").NodeFactory()
         factory.add_extension(str(NATIVE_OPERATOR))
-    except RuntimeError as error:
+        refuse_stale(ctypes.CDLL(str(NATIVE_OPERATOR)), NATIVE_OPERATOR)
+    except (RuntimeError, EnvironmentUnfitError) as error:
         _LOG.warning(
             "sparse nodes run through Python, slower beside busy Python threads: %s is absent or "
-            "was compiled for another OpenVINO than this one. Install lpvit-edge again (%s)",
+            "was compiled for another OpenVINO or other sources. Install lpvit-edge again (%s)",
             NATIVE_OPERATOR.name,
             error,
         )

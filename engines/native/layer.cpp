@@ -169,3 +169,5 @@ int64_t lpvit_fma_loop(const char* isa, int64_t rounds) {
     const lpvit::Kernel* kernel = lpvit::find_kernel(isa);
     return kernel == nullptr ? 0 : kernel->fma_loop(rounds);
 }
+
+extern "C" int32_t lpvit_interface() { return LPVIT_INTERFACE; }

@@ -7,6 +7,11 @@
 extern "C" {
 #pragma GCC visibility push(default)
 
+// Raised with every change of what the three libraries and Python hand each other: Python refuses a
+// library of another number, which would compute nonsense (INTERFACE in lpvit_engines/native.py).
+#define LPVIT_INTERFACE 2
+int32_t lpvit_interface();
+
 // Runs task(context, i) for every i in [0, tasks), on `concurrency()` threads at most.
 struct LpvitThreads {
     int (*concurrency)();

@@ -146,3 +146,5 @@ private:
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
     {std::make_shared<ov::OpExtension<BlockSparseLinear>>(),
      std::make_shared<ov::OpExtension<Attention>>()}));
+
+extern "C" int32_t lpvit_interface() { return LPVIT_INTERFACE; }

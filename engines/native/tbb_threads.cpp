@@ -23,3 +23,5 @@ void run(int tasks, void (*task)(void* context, int index), void* context) {
 
 extern "C" const LpvitThreads lpvit_tbb_threads;
 const LpvitThreads lpvit_tbb_threads = {concurrency, run};
+
+extern "C" int32_t lpvit_interface() { return LPVIT_INTERFACE; }
