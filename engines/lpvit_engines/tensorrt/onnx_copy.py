@@ -211,7 +211,9 @@ def _lowered(graph: Graph, node: Any) -> list[Any] | None:
             raise EngineError(
                 f"{node.name} is an approximate Gelu; export the model with exact ones"
             )
-        return _gelu(graph, node.input[0], node.output[0], node.name)
+        # Some exporters name no nodes; what a node writes is unique.
+        name = node.name or node.output[0]
+        return _gelu(graph, node.input[0], node.output[0], name)
     if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) > 1:
         axes = [int(i) for i in graph.arrays[node.input[1]].reshape(-1)]
         return [

@@ -1,0 +1,85 @@
+"""The whole way to a TensorRT engine, on a fake driver and a fake TensorRT that builds."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("timm")
+
+from lpvit_edge import files, run_folder
+from lpvit_edge import optimize as main_job
+from lpvit_edge.cli import app
+from lpvit_edge.device_profile import profile_device
+from lpvit_edge.errors import MissingDependencyError
+from lpvit_edge.records import ExportLog, Manifest
+from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt.device import opened
+from tests.cuda.fake_driver import compile_fake_driver
+from tests.test_optimize import GOAL, costlier, make_job
+from tests.test_tensorrt_engine import Driver
+from tests.trt.fake_builder import building_tensorrt
+
+
+@pytest.fixture
+def trt(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    folder = tmp_path_factory.mktemp("driver")
+    driver = Driver(compile_fake_driver(folder, source="fake_runtime.c"))
+    driver.fail("cuStreamBeginCapture", 901)  # a fake graph would compute nothing
+    module = building_tensorrt()
+
+    def here(_: str = "") -> Any:
+        return opened(driver.path)
+
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
+    monkeypatch.setattr("lpvit_engines.tensorrt.device.opened", here)
+    monkeypatch.setattr("lpvit_engines.tensorrt.engine.opened", here)
+    monkeypatch.setattr("lpvit_edge.profile.engine_version", lambda engine: "10.3.0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("lpvit_edge.profile.DEFAULT_SECONDS", 0.02)
+    return module
+
+
+def test_optimize_walks_from_the_profile_to_a_checked_engine(
+    trt: Any, tiny_project: Path, tmp_path: Path
+) -> None:
+    job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("2:4",))
+    goal = msgspec.structs.replace(GOAL, curve=False)
+    run_folder.start(job, goal, resume=False, overwrite=False)
+    profile = profile_device(job, network_seconds=0.02)
+    files.save(costlier(profile), job.path("device_profile.json"))
+    document = main_job.optimize(job, goal)
+    assert document["schema"].startswith("lpvit.optimize/")
+    exported = files.load(ExportLog, job.path("export.json"))
+    assert 0.0 < exported.engine_error < 0.02  # float16, through the engine's own copy
+    manifest = files.load(Manifest, job.path("manifest.json"))
+    assert (manifest.engine, manifest.precision) == ("tensorrt", "float16")
+    plan = plan_file.read_manifest(job.path("model.plan.json"))
+    assert plan.onnx_sha256 == exported.onnx_sha256
+    assert plan.proofs
+    assert {proof.pattern for proof in plan.proofs} == {"2:4"}
+    assert job.path("report.html").is_file()
+
+
+@pytest.mark.skipif("tensorrt" in sys.modules, reason="TensorRT is here")
+def test_without_tensorrt_the_verb_says_so_in_words(
+    tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    result = CliRunner().invoke(
+        app,
+        ["optimize", str(tiny_project / "model.toml"), "--engine", "tensorrt", "--images", "24",
+         "--out", str(tmp_path / "run")],
+    )  # fmt: skip
+    assert isinstance(result.exception, MissingDependencyError)
+    assert result.exception.exit_code == 3
+    assert "it comes with JetPack; make the venv with --system-site-packages" in str(
+        result.exception
+    )
