@@ -85,7 +85,7 @@ Json: TypeAlias = Annotated[
 PATTERN_MENUS = {
     "openvino": ("64x1", "32x4", "64x16", "32x32"),
     "fake": ("64x1", "64x16"),
-    "tensorrt": ("2:4", "64x16", "64x32"),
+    "tensorrt": ("2:4", "64x16", "64x32", "64x64"),
 }
 BY_ENGINE = "menu"  # what --patterns is when the engine's own menu is meant
 

@@ -68,7 +68,7 @@ def profile_gemms(
     forms = layer_forms(layers, patterns, sparsities)
     required = _required(forms)
     forms = (*required, *(form for form in forms if form not in required))
-    share = _shares(forms, seconds)
+    share = _shares(forms, seconds, windows_s=0.0 if sensor is None else 2 * ENERGY_WINDOW_S)
     known = {_form_key(cost): cost for cost in kept}
     deadline_s = time.monotonic() + (seconds if seconds is not None else float("inf"))
     costs: list[GemmCost] = []
@@ -105,13 +105,19 @@ def _required(forms: tuple[LayerForm, ...]) -> tuple[LayerForm, ...]:
     return (*dense, *(empty[form.shape] for form in dense if form.shape in empty))
 
 
-def _shares(forms: tuple[LayerForm, ...], seconds: float | None) -> dict[LayerForm, float]:
-    """Seconds of timing for each form, by the root of the work in its layers."""
+def _shares(
+    forms: tuple[LayerForm, ...], seconds: float | None, *, windows_s: float
+) -> dict[LayerForm, float]:
+    """Seconds of timing for each form, by the root of the work in its layers.
+
+    What the windows of an energy measurement take of the budget (`windows_s` a form) is no time
+    for timing.
+    """
     if seconds is None:
         return dict.fromkeys(forms, DEFAULT_SECONDS)
     weights = {form: float(form.macs) ** 0.5 for form in forms}
     # Loading two networks for each form takes about as long as timing them for a short while.
-    scale = 0.5 * seconds / sum(weights.values())
+    scale = 0.5 * max(0.0, seconds - windows_s * len(forms)) / sum(weights.values())
     return {f: min(_MAX_SECONDS, max(_MIN_SECONDS, scale * w)) for f, w in weights.items()}
 
 

@@ -106,6 +106,11 @@ def test_a_budget_gives_layers_with_more_work_more_of_it(stopwatch: Stopwatch) -
     assert sum(stopwatch.seconds) == pytest.approx(10.0)  # the other half loads networks
 
 
+def test_a_budget_counts_the_energy_windows_of_every_form(stopwatch: Stopwatch) -> None:
+    profiled(seconds=80.0, sensor=object())  # ten forms, two windows of 3 s each
+    assert sum(stopwatch.seconds) == pytest.approx(10.0)
+
+
 def test_what_an_interrupted_profile_left_is_not_measured_again(stopwatch: Stopwatch) -> None:
     seen: list[int] = []
     kept = (cost(LARGE, latency_ms=7.0), cost(SMALL))
