@@ -315,7 +315,10 @@ def test_a_jump_of_the_time_of_day_is_recorded(bundle: Bundle, tmp_path: Path) -
     line.start()
     clock.offset_s = -3600.0
     run_until(line, lambda: any(e["kind"] == "clock" for e in events_of(line)))
+    texts = [e["text"] for e in events_of(line) if e["kind"] == "clock"]
     line.close()
+    assert len(texts) == 1
+    assert "jumped by -3600.0 s" in texts[0]
 
 
 def camera_config(tmp_path: Path, camera: str, **source: Any) -> LineConfig:

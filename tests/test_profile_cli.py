@@ -72,8 +72,11 @@ def test_a_budget_and_a_file_are_passed_on(run: Run, asked: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("tdp_w", ["0", "5000", "nan"])
-def test_a_senseless_tdp_is_wrong_usage(run: Run, tdp_w: str) -> None:
+def test_a_senseless_tdp_is_wrong_usage_and_measures_nothing(
+    run: Run, asked: dict[str, Any], tdp_w: str
+) -> None:
     run("--tdp-w", tdp_w, code=2)
+    assert asked == {}
 
 
 def test_help_shows_an_example(run: Run) -> None:

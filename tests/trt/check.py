@@ -239,7 +239,7 @@ def main() -> None:
         listeners_work(trt)
         if judged == "ok":
             plugin_works(trt, given["library"])
-    except BaseException:
+    except Exception:
         failures.append(traceback.format_exc())
     found = {"problems": problems, "overridden": overridden(trt), "failures": failures}
     sys.stdout.write(json.dumps({**result, **found}))
