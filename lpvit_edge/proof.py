@@ -1,5 +1,6 @@
 """Whether a bundle may run on this device: its engine loads and answers the golden frames."""
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lpvit_edge.bundle import Bundle
@@ -42,11 +43,10 @@ def proven_engine(
 
     Raises MismatchError, EngineError and MissingDependencyError.
     """
-    loaded = load_bundle_engine(bundle, engine=engine, threads=threads)
-    try:
+    with ExitStack() as unproven:
+        loaded = load_bundle_engine(bundle, engine=engine, threads=threads)
+        unproven.callback(loaded.close)
         golden = unpack(bundle.path("golden.zip"))
         refuse_disagreement(agreement(loaded, golden, bundle.record.preprocess))
-    except BaseException:
-        loaded.close()
-        raise
+        unproven.pop_all()
     return loaded

@@ -78,21 +78,11 @@ class Kernel:
             return
         if (x | values | rows | columns | bias | residual | y | ldx | ldy) & 15:
             raise EngineError(_misaligned(x, values, rows, columns, bias, residual, y, ldx, ldy))
-        if tokens < 0 or tokens * max(ldx, ldy) > _INT32_MAX:
-            raise EngineError(
-                f"{tokens} tokens of {max(ldx, ldy)} features: the kernels count up to "
-                f"{_INT32_MAX} elements; use a smaller batch"
-            )
+        tiles = self._tiles(tokens, widest=max(ldx, ldy))
         if block_row_count * self._block_rows != ldy:
             raise EngineError(
                 f"{block_row_count} block rows of {self._block_rows} do not make the {ldy} outputs "
                 "of the layer: pass the tensors of one weight, as packed"
-            )
-        tiles = -(-tokens // self._tile_rows)
-        if tiles > _GRID_ROWS_MAX:
-            raise EngineError(
-                f"{tokens} tokens: one launch computes up to {_GRID_ROWS_MAX * self._tile_rows}; "
-                "use a smaller batch"
             )
         if self._adds_residual != bool(residual):
             raise EngineError(
@@ -112,6 +102,21 @@ class Kernel:
             )  # fmt: skip
         if code:
             cuda.check(code, call="cuLaunchKernel")
+
+    def _tiles(self, tokens: int, *, widest: int) -> int:
+        """Rows of the grid for so many tokens; EngineError for more than a launch can count."""
+        if tokens < 0 or tokens * widest > _INT32_MAX:
+            raise EngineError(
+                f"{tokens} tokens of {widest} features: the kernels count up to "
+                f"{_INT32_MAX} elements; use a smaller batch"
+            )
+        tiles = -(-tokens // self._tile_rows)
+        if tiles > _GRID_ROWS_MAX:
+            raise EngineError(
+                f"{tokens} tokens: one launch computes up to {_GRID_ROWS_MAX * self._tile_rows}; "
+                "use a smaller batch"
+            )
+        return tiles
 
     def close(self) -> None:
         """Unload the kernel; a second call does nothing."""
