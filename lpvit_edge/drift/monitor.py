@@ -55,18 +55,10 @@ class DriftSample(Record, frozen=True, kw_only=True):
     sample: tuple[SampledFrame, ...]
 
 
-class RetrainRequest(Record, frozen=True, kw_only=True):
+class RetrainRequest(DriftSample, frozen=True, kw_only=True):
     """Why a model should be trained again, with the pictures to label first."""
 
     KIND: ClassVar[str] = "retrain-request"
-
-    at: float  # seconds since 1970, UTC
-    bundle: str
-    cause: str
-    text: str
-    frames: int  # seen by the watch so far
-    evidence: dict[str, float]
-    sample: tuple[SampledFrame, ...]
 
 
 class DriftMonitor:
