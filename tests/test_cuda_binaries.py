@@ -3,6 +3,7 @@
 import hashlib
 import re
 import zipfile
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from cuda_src import compile as kernels
-from cuda_src.build import archive, build_variant, source_sha256
+from cuda_src.build import archive, assemble_variant, ptx_by_target, source_sha256
 from lpvit_edge.errors import EngineError, FileFormatError
 from lpvit_engines.cuda.manifest import (
     BINARIES,
@@ -84,15 +85,11 @@ def test_the_binaries_stay_under_two_megabytes() -> None:
     assert sum(path.stat().st_size for path in BINARIES.iterdir()) < 2_000_000
 
 
-SAMPLE = [
-    kernels.Recipe(block_rows=rows, block_cols=cols, dtype=dtype, epilogue=epilogue)
-    for rows, cols, dtype, epilogue in (
-        (64, 64, "float16", "gelu"),
-        (64, 16, "bfloat16", "residual"),
-        (64, 8, "float16", "none"),
-        (16, 16, "bfloat16", "gelu"),
-    )
-]
+RECIPES = list(kernels.recipes())
+
+
+def shape_of(recipe: kernels.Recipe) -> str:
+    return f"{recipe.block_rows}x{recipe.block_cols}_{recipe.dtype}_{recipe.epilogue}"
 
 
 def shipped(recipe: kernels.Recipe) -> Variant:
@@ -104,23 +101,38 @@ def shipped(recipe: kernels.Recipe) -> Variant:
     )
 
 
+@cache
+def compiled(recipe: kernels.Recipe) -> dict[str, kernels.Ptx]:
+    """Compiled once for the two tests that compare it."""
+    return ptx_by_target(recipe)
+
+
 @needs_triton
-@pytest.mark.parametrize("recipe", SAMPLE, ids=str)
+@pytest.mark.parametrize("recipe", RECIPES, ids=shape_of)
 def test_the_source_compiles_to_the_ptx_that_ships(recipe: kernels.Recipe) -> None:
     """Triton alone does this, so it runs where torch has brought it, without any assembler."""
-    compiled = kernels.compile_ptx(recipe)
-    variant = shipped(recipe)
-    assert compiled.text == read_image(variant, target="ptx").decode()
-    assert compiled.shared_bytes == variant.images["ptx"].shared_bytes
-    assert (compiled.entry, compiled.warps) == (MANIFEST.entry, variant.images["ptx"].warps)
+    ptx, variant = compiled(recipe)["ptx"], shipped(recipe)
+    assert ptx.text == read_image(variant, target="ptx").decode()
+    assert ptx.shared_bytes == variant.images["ptx"].shared_bytes
+    assert (ptx.entry, ptx.warps) == (MANIFEST.entry, variant.images["ptx"].warps)
+
+
+@needs_triton
+def test_a_changed_option_of_the_build_does_not_pass_for_the_ptx_that_ships(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "STAGES", 7)
+    recipe = RECIPES[0]
+    assert kernels.compile_ptx(recipe).text != read_image(shipped(recipe), target="ptx").decode()
 
 
 @needs_tools
-@pytest.mark.parametrize("recipe", SAMPLE, ids=str)
+@pytest.mark.parametrize("recipe", RECIPES, ids=shape_of)
 def test_a_rebuild_gives_the_same_bytes(recipe: kernels.Recipe) -> None:
-    """Four of the 36 variants, for every target; cuda_src.build --check compares all."""
-    rebuilt, contents = build_variant(recipe)
+    """All 252 binaries that ship: every variant, every target."""
+    rebuilt, contents = assemble_variant(recipe, compiled(recipe))
     assert rebuilt == shipped(recipe)
+    assert set(contents) == set(TARGETS)
     for target, content in contents.items():
         assert content == read_image(rebuilt, target=target), target
 

@@ -185,6 +185,12 @@ def test_a_batch_beyond_32_bits_is_refused(library: Path, state: State) -> None:
     assert state.launches == 0
 
 
+def test_a_negative_number_of_tokens_is_refused(library: Path, state: State) -> None:
+    with opened(library) as kernel, pytest.raises(EngineError, match="-1 tokens"):
+        start(kernel, tokens=-1)
+    assert state.launches == 0
+
+
 def test_more_tokens_than_a_grid_has_rows_are_refused(library: Path, state: State) -> None:
     with opened(library) as kernel:
         small = {"ldx": 16, "ldy": 64, "block_row_count": 1}

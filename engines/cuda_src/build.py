@@ -12,8 +12,10 @@ Needs no GPU and no driver:
 import argparse
 import hashlib
 import io
+import os
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from lpvit_engines.cuda.manifest import (
 )
 
 ENTRY = "block_sparse_linear"
+ASSEMBLED = tuple(kernels.ASSEMBLERS)
 # Triton appends two scratch pointers to every kernel; here both are null.
 PARAMETERS = (
     *(
@@ -89,18 +92,39 @@ def build() -> dict[str, bytes]:
 
 def build_variant(recipe: kernels.Recipe) -> tuple[Variant, dict[str, bytes]]:
     """One variant for every target: its record and its binaries."""
+    return assemble_variant(recipe, ptx_by_target(recipe))
+
+
+def ptx_by_target(recipe: kernels.Recipe) -> dict[str, kernels.Ptx]:
+    """The PTX that ships, and the one that each target's cubin is made from."""
     common = kernels.compile_ptx(recipe)
     hopper = kernels.compile_ptx(recipe, architecture=90)
-    contents = {"ptx": common.text.encode()}
-    images = {"ptx": image(contents["ptx"], ptx=common, registers=None, spill_bytes=None)}
-    for target in kernels.ASSEMBLERS:
-        ptx = hopper if target == "sm_90" else common
-        cubin = kernels.assemble(ptx, target=target)
-        contents[target] = cubin.content
-        images[target] = image(
-            cubin.content, ptx=ptx, registers=cubin.registers, spill_bytes=cubin.spill_bytes
-        )
-    variant = msgspec.convert(
+    return {
+        target: hopper if target == "sm_90" else common for target in ("ptx", *kernels.ASSEMBLERS)
+    }
+
+
+def assemble_variant(
+    recipe: kernels.Recipe, ptx: dict[str, kernels.Ptx]
+) -> tuple[Variant, dict[str, bytes]]:
+    """The record and the binaries of compiled PTX; the assemblers run side by side."""
+    contents = {"ptx": ptx["ptx"].text.encode()}
+    images = {"ptx": image(contents["ptx"], ptx=ptx["ptx"], registers=None, spill_bytes=None)}
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # each waits for its process
+        cubins = pool.map(lambda target: kernels.assemble(ptx[target], target=target), ASSEMBLED)
+        for target, cubin in zip(ASSEMBLED, cubins, strict=True):
+            contents[target] = cubin.content
+            images[target] = image(
+                cubin.content,
+                ptx=ptx[target],
+                registers=cubin.registers,
+                spill_bytes=cubin.spill_bytes,
+            )
+    return record(recipe, images), contents
+
+
+def record(recipe: kernels.Recipe, images: dict[str, Image]) -> Variant:
+    return msgspec.convert(
         {
             "block_rows": recipe.block_rows,
             "block_cols": recipe.block_cols,
@@ -112,7 +136,6 @@ def build_variant(recipe: kernels.Recipe) -> tuple[Variant, dict[str, bytes]]:
         },
         Variant,
     )
-    return variant, contents
 
 
 def image(

@@ -16,6 +16,7 @@ from lpvit_engines.cuda.manifest import BINARIES, KernelManifest, Variant, read_
 _OLDEST = 80  # the PTX is for compute capability 8.0 and up
 _INT32_MAX = 2**31 - 1
 _GRID_ROWS_MAX = 65_535  # CUDA's limit for the second axis of a grid
+_ALIGNED = ("x", "values", "rows", "columns", "bias", "residual", "y", "ldx", "ldy")
 _CODES = {"pointer": "Q", "int32": "i"}
 
 log = logging.getLogger(__name__)
@@ -76,19 +77,17 @@ class Kernel:
         """
         if tokens == 0:
             return
-        if (x | values | rows | columns | bias | residual | y | ldx | ldy) & 15:
-            raise EngineError(_misaligned(x, values, rows, columns, bias, residual, y, ldx, ldy))
-        tiles = self._tiles(tokens, widest=max(ldx, ldy))
-        if block_row_count * self._block_rows != ldy:
-            raise EngineError(
-                f"{block_row_count} block rows of {self._block_rows} do not make the {ldy} outputs "
-                "of the layer: pass the tensors of one weight, as packed"
-            )
-        if self._adds_residual != bool(residual):
-            raise EngineError(
-                f"{self.variant.name} was launched with residual address {residual:#x}; only the "
-                "residual epilogue takes one, and it must"
-            )
+        tiles = -(-tokens // self._tile_rows)
+        # One expression without a call: this runs at every launch, the words only for a refusal.
+        if (
+            (x | values | rows | columns | bias | residual | y | ldx | ldy) & 15
+            or not 0 < tokens * max(ldx, ldy) <= _INT32_MAX
+            or tiles > _GRID_ROWS_MAX
+            or block_row_count * self._block_rows != ldy
+            or self._adds_residual != bool(residual)
+        ):
+            aligned = (x, values, rows, columns, bias, residual, y, ldx, ldy)
+            raise EngineError(self._refusal(aligned, tokens, block_row_count))
         with self._lock:
             self._layout.pack_into(
                 self._buffer, 0,
@@ -103,20 +102,30 @@ class Kernel:
         if code:
             cuda.check(code, call="cuLaunchKernel")
 
-    def _tiles(self, tokens: int, *, widest: int) -> int:
-        """Rows of the grid for so many tokens; EngineError for more than a launch can count."""
-        if tokens < 0 or tokens * widest > _INT32_MAX:
-            raise EngineError(
-                f"{tokens} tokens of {widest} features: the kernels count up to "
+    def _refusal(self, aligned: tuple[int, ...], tokens: int, block_row_count: int) -> str:
+        """Why a launch was refused; aligned are the numbers of _ALIGNED, in that order."""
+        *_, residual, _, ldx, ldy = aligned
+        if any(number % 16 for number in aligned):
+            return _misaligned(aligned)
+        if not 0 < tokens * max(ldx, ldy) <= _INT32_MAX:
+            return (
+                f"{tokens} tokens of {max(ldx, ldy)} features: the kernels count up to "
                 f"{_INT32_MAX} elements; use a smaller batch"
             )
-        tiles = -(-tokens // self._tile_rows)
-        if tiles > _GRID_ROWS_MAX:
-            raise EngineError(
+        if tokens > _GRID_ROWS_MAX * self._tile_rows:
+            return (
                 f"{tokens} tokens: one launch computes up to {_GRID_ROWS_MAX * self._tile_rows}; "
                 "use a smaller batch"
             )
-        return tiles
+        if block_row_count * self._block_rows != ldy:
+            return (
+                f"{block_row_count} block rows of {self._block_rows} do not make the {ldy} outputs "
+                "of the layer: pass the tensors of one weight, as packed"
+            )
+        return (
+            f"{self.variant.name} was launched with residual address {residual:#x}; only the "
+            "residual epilogue takes one, and it must"
+        )
 
     def close(self) -> None:
         """Unload the kernel; a second call does nothing."""
@@ -212,10 +221,11 @@ def _load(
     return cuda.try_load_module(driver, image)
 
 
-def _misaligned(*numbers: int) -> str:
-    names = ("x", "values", "rows", "columns", "bias", "residual", "y", "ldx", "ldy")
+def _misaligned(aligned: tuple[int, ...]) -> str:
     found = ", ".join(
-        f"{name} = {number:#x}" for name, number in zip(names, numbers, strict=True) if number % 16
+        f"{name} = {number:#x}"
+        for name, number in zip(_ALIGNED, aligned, strict=True)
+        if number % 16
     )
     return (
         f"{found}: addresses and row lengths must be multiples of 16; pass whole, contiguous "
