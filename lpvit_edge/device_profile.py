@@ -10,7 +10,7 @@ from lpvit_edge import profile as profiling
 from lpvit_edge.job import Job
 from lpvit_edge.profile_doubts import drift_of, reasons
 from lpvit_edge.profile_partial import Partial
-from lpvit_edge.profile_power import checked, origin, sensor_of
+from lpvit_edge.profile_power import checked, is_suspect, origin, sensor_of
 from lpvit_edge.progress import working
 from lpvit_edge.records import DeviceProfile, GemmCost, LayerShape, PowerNote
 from lpvit_edge.steps import export_model
@@ -42,7 +42,12 @@ def profile_device(
     with working("profile: export the dense network"):
         export_model(job, job.model.module, {}, dense_onnx)
     with sensor_of(tdp_w) as (sensor, power):
-        partial = Partial(job, fingerprint(identity), power=origin(sensor))
+        partial = Partial(
+            job,
+            fingerprint(identity),
+            power=origin(sensor),
+            is_suspect=lambda: is_suspect(sensor),
+        )
         gemms = profiling.profile_gemms(
             job.walk.layers,
             engine=job.engine,
@@ -54,7 +59,7 @@ def profile_device(
             sensor=sensor,
         )
         networks = measure_networks(job, dense_onnx, gemms, seconds=network_seconds, sensor=sensor)
-    power = checked(power, gemms, sensor)
+    power = checked(power, gemms, sensor, was_suspect=partial.was_suspect)
     record = _record(job, identity, dense_onnx, gemms=gemms, networks=networks, power=power)
     files.save(record, path or job.path("device_profile.json"))
     partial.done()

@@ -133,13 +133,17 @@ def interpolated_latency(gemms: list[GemmCost]) -> Callable[[float], float]:
 
 
 def _interpolated_energy(gemms: list[GemmCost]) -> Callable[[float], float | None]:
-    """Energy over sparsity in the same way; None throughout when a point has none."""
-    ordered = sorted(gemms, key=lambda gemm: gemm.sparsity)
-    energies = [gemm.energy_mj for gemm in ordered if gemm.energy_mj is not None]
-    if len(energies) < len(ordered):
+    """Energy over sparsity in the same way, between the points that have one; None outside them.
+
+    A form without any block left draws so little that its energy is often lost in the noise.
+    """
+    known = sorted((gemm.sparsity, gemm.energy_mj) for gemm in gemms if gemm.energy_mj is not None)
+    if not known:
         return lambda _: None
-    sparsity, falling = [gemm.sparsity for gemm in ordered], never_rising(energies)
-    return lambda s: float(np.interp(s, sparsity, falling))
+    sparsity, falling = [s for s, _ in known], never_rising([energy for _, energy in known])
+    return lambda s: (
+        float(np.interp(s, sparsity, falling)) if sparsity[0] <= s <= sparsity[-1] else None
+    )
 
 
 def never_rising(values: list[float]) -> list[float]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DOCTOR_SCHEMA = "lpvit.doctor/1"
 POWER_SCHEMA = "lpvit.power/1"
 _WIDTH = 80
+_SECONDS = 2.0
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _Tdp = Annotated[
@@ -59,7 +60,10 @@ def doctor(json: _Json = False, tdp_w: _Tdp = None) -> None:
 
 
 def power(
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to read the sensors.")] = 2.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="How long to read the sensors.", show_default=f"{_SECONDS:g}"),
+    ] = None,
     json: _Json = False,
     replay: Annotated[
         Path | None,
@@ -76,23 +80,33 @@ def power(
 ) -> None:
     """Show what the power sensors read now, rail by rail.
 
+    Exits with 3 when no rail gave any reading.
+
     Example: lpvit power --seconds 10 --record idle.jsonl
+
+    Example: lpvit power --replay tegrastats.log --interval 0.1
     """
-    _refuse_live_options(replay, record, tdp_w, interval)
-    summary = _replayed(replay, interval) if replay else _live(seconds, record, tdp_w)
+    _refuse_live_options(replay, seconds, record, tdp_w, interval)
+    summary = _replayed(replay, interval) if replay else _live(seconds or _SECONDS, record, tdp_w)
     if json:
         _print_json(POWER_SCHEMA, msgspec.to_builtins(summary))
     else:
         _print_tables(_power_table(summary))
+    if not summary.rails:
+        raise typer.Exit(3)
 
 
 def _refuse_live_options(
-    replay: Path | None, record: Path | None, tdp_w: float | None, interval_s: float | None
+    replay: Path | None,
+    seconds: float | None,
+    record: Path | None,
+    tdp_w: float | None,
+    interval_s: float | None,
 ) -> None:
     """An option that would do nothing is a mistake, and not passed over."""
     if replay is None and interval_s is not None:
         raise UnknownOptionError("--interval describes a log; give one with --replay LOG")
-    for option, value in (("--record", record), ("--tdp-w", tdp_w)):
+    for option, value in (("--seconds", seconds), ("--record", record), ("--tdp-w", tdp_w)):
         if replay is not None and value is not None:
             raise UnknownOptionError(f"{option} reads a sensor, --replay a file; give one of them")
 

@@ -1,5 +1,6 @@
 """What an interrupted profile leaves, so that the next one goes on."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
@@ -15,7 +16,7 @@ class PartialProfile(Record, frozen=True, kw_only=True):
     """Costs measured so far, so that an interrupted profile goes on."""
 
     KIND: ClassVar[str] = "partial-profile"
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     fingerprint: str
     model: ModelIdentity
@@ -25,12 +26,26 @@ class PartialProfile(Record, frozen=True, kw_only=True):
     gemms: tuple[GemmCost, ...]
     method: str = "shared input"  # how layers were timed alone; others are not taken over
     power: str = "unknown"  # sensor and quality of the energies; unknown before format 2
+    suspect: bool = False  # whether a reading behind the energies contradicted itself
 
 
 class Partial:
-    """The costs measured so far, on disk while the profile runs."""
+    """The costs measured so far, on disk while the profile runs.
 
-    def __init__(self, job: Job, fingerprint: str, *, power: str) -> None:
+    `is_suspect` says whether a reading has contradicted itself by now; `was_suspect` whether one
+    did in the runs that were taken over.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        fingerprint: str,
+        *,
+        power: str,
+        is_suspect: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._is_suspect = is_suspect
+        self.was_suspect = False
         self.path = job.path("device_profile.partial.json")
         self.empty = PartialProfile(
             fingerprint=fingerprint,
@@ -51,11 +66,14 @@ class Partial:
             found = files.load(PartialProfile, self.path)
         except FileFormatError:  # of another version: nothing is lost but the time
             return ()
-        same = msgspec.structs.replace(found, gemms=()) == self.empty
-        return found.gemms if same else ()
+        if msgspec.structs.replace(found, gemms=(), suspect=False) != self.empty:
+            return ()
+        self.was_suspect = found.suspect
+        return found.gemms
 
     def keep(self, gemms: tuple[GemmCost, ...]) -> None:
-        files.save(msgspec.structs.replace(self.empty, gemms=gemms), self.path)
+        suspect = self.was_suspect or self._is_suspect()
+        files.save(msgspec.structs.replace(self.empty, gemms=gemms, suspect=suspect), self.path)
 
     def done(self) -> None:
         self.path.unlink(missing_ok=True)

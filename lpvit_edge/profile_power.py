@@ -53,10 +53,22 @@ def origin(sensor: "tuple[Sampler, SourceInfo] | None") -> str:
     return f"{info.name}, {info.sensor}, {info.total_rule}, {info.quality}"
 
 
+def is_suspect(sensor: "tuple[Sampler, SourceInfo] | None") -> bool:
+    """Whether a reading has contradicted itself by now."""
+    return sensor is not None and sensor[0].was_suspect
+
+
 def checked(
-    note: PowerNote, gemms: tuple[GemmCost, ...], sensor: "tuple[Sampler, SourceInfo] | None"
+    note: PowerNote,
+    gemms: tuple[GemmCost, ...],
+    sensor: "tuple[Sampler, SourceInfo] | None",
+    *,
+    was_suspect: bool = False,
 ) -> PowerNote:
-    """The note after the measurement: what the sensor did not tell, and whether to believe it."""
+    """The note after the measurement: what the sensor did not tell, and whether to believe it.
+
+    `was_suspect` is of an interrupted run whose energies are among these.
+    """
     from lpvit_profilers.base import STUCK
 
     if sensor is None:
@@ -64,9 +76,10 @@ def checked(
     silent = sum(gemm.energy_mj is None for gemm in gemms)
     sampler, info = sensor
     stuck = sampler.never_moved and not info.has_counter
-    suspect = sampler.was_suspect or stuck
+    contradicts = sampler.was_suspect or was_suspect
+    suspect = contradicts or stuck
     said = [
-        *([_CONTRADICT] if sampler.was_suspect else []),
+        *([_CONTRADICT] if contradicts else []),
         *([STUCK] if stuck else []),
         *([f"no energy for {silent} of {len(gemms)} forms"] if silent else []),
     ]

@@ -15,10 +15,10 @@ from lpvit_edge.allocate import allocate
 from lpvit_edge.budget import amount
 from lpvit_edge.errors import BudgetNotMetError, MeasurementError, UnknownOptionError
 from lpvit_edge.knapsack import Constraint, by_milp, by_slope, by_uniform, distortion, least
-from lpvit_edge.layer_options import Option, Options, Picks, interpolated_latency
+from lpvit_edge.layer_options import Option, Options, Picks, interpolated_latency, layer_options
 from lpvit_edge.network_cost import dense_totals
-from lpvit_edge.records import Allocation
-from tests.device_records import curves, gemm, profile
+from lpvit_edge.records import Allocation, DeviceProfile
+from tests.device_records import GRID, curves, gemm, profile
 
 
 def option(pattern: str, sparsity: float, cost: float, distortion: float) -> Option:
@@ -274,6 +274,30 @@ def test_energy_is_not_limited_where_none_was_measured(key: str) -> None:
     silent = msgspec.structs.replace(profile(), rest_energy_mj=None)
     with pytest.raises(MeasurementError, match="no energy of the rest of the network"):
         allocate(silent, curves(), budget={key: 10.0})
+
+
+def test_energy_is_interpolated_between_the_forms_that_have_one() -> None:
+    whole = profile()
+    silenced = tuple(
+        msgspec.structs.replace(g, energy_mj=None) if g.sparsity in silent else g
+        for silent in ((GRID[1], GRID[-1]),)
+        for g in whole.gemms
+    )
+    holed = msgspec.structs.replace(whole, gemms=silenced)
+
+    def energies(device: DeviceProfile) -> dict[float, float | None]:
+        options = layer_options(device, curves(), criterion="hessian", patterns=("64x1",))
+        return {o.sparsity: o.energy_mj for o in options[0] if o.pattern == "64x1"}
+
+    # fc1 draws 16 mJ times its density, so the missing point lies on the line through the others
+    known = energies(holed)
+    assert known[GRID[1]] == pytest.approx(energies(whole)[GRID[1]])
+    assert known[GRID[2]] is not None
+    assert known[GRID[-1]] is None
+    assert known[0.7] is None  # above the highest that has one
+    found = allocate(holed, curves(), budget={"energy_mj": 33.0})
+    assert found.predicted_energy_mj is not None
+    assert found.predicted_energy_mj <= 33.0
 
 
 def test_estimated_energies_count_only_when_asked_and_are_marked() -> None:

@@ -31,6 +31,8 @@ class Bench:
         is_flat: bool = False,
         power_scale: float = 1.0,
         counter_stands: bool = False,
+        counter_resets: bool = False,
+        counter_gaps: bool = False,
         quality: Quality = "measured",
         conditions: Conditions | None = None,
         clocks_mhz: tuple[float, ...] = (),
@@ -39,6 +41,7 @@ class Bench:
         self.busy = False
         self._silent, self._flat, self._scale = is_silent, is_flat, power_scale
         self._stands = counter_stands
+        self._resets, self._gaps = counter_resets, counter_gaps
         self._quality: Quality = quality
         self._conditions = conditions or Conditions()
         self._clocks_mhz = list(clocks_mhz)
@@ -96,9 +99,14 @@ class Bench:
             rails_mw={"VDD_IN": power_mw},
             total_mw=None if self._silent else power_mw,
             quality="unavailable" if self._silent else self._quality,
-            energy_mj=(1.0 if self._stands else self._tick_mj) if self.info.has_counter else None,
+            energy_mj=self._counter_mj() if self.info.has_counter else None,
+            counter_gaps=self._reads if self._gaps else 0,
             reason="the domain is off" if self._silent else None,
         )
+
+    def _counter_mj(self) -> float:
+        """Falling throughout stands for a counter that was reset in every window."""
+        return 1.0 if self._stands else -self._tick_mj if self._resets else self._tick_mj
 
 
 # A busy machine may suspend the work between two calls, where the fake rests; its sensor sees
@@ -170,6 +178,23 @@ def test_two_methods_that_disagree_are_not_trusted() -> None:
     found = measured(bench)
     assert not found.trusted
     assert any("the integrated power differ by" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize(("resets", "gaps"), [(True, False), (False, True)])
+def test_a_counter_that_was_reset_or_lost_count_gives_way_to_the_integral(
+    resets: bool, gaps: bool
+) -> None:
+    bench = Bench(has_counter=True, averaging_s=0.05, counter_resets=resets, counter_gaps=gaps)
+    found = measured(bench)
+    assert all(repeat.counter_mj is None for repeat in found.repeats)
+    assert found.mean_power_mw == pytest.approx(BUSY_MW, rel=NEARLY)
+    assert any("was reset, or lost count" in reason for reason in found.reasons)
+
+
+def test_without_an_integral_a_counter_that_lost_count_gives_no_energy() -> None:
+    found = measured(Bench(has_counter=True, counter_gaps=True))
+    assert (found.gross_mj, found.quality) == (None, "unavailable")
+    assert any("was reset, or lost count" in reason for reason in found.reasons)
 
 
 def test_a_counter_that_stands_still_gives_way_to_the_integral() -> None:

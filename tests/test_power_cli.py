@@ -24,6 +24,19 @@ from lpvit_profilers.base import STUCK, PowerSource
 from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 
 SYSFS = Path(__file__).parent / "fixtures" / "sysfs"
+OFF: dict[str, Any] = {
+    "name": "board",
+    "sensor": "a recording",
+    "scope": "rail",
+    "quality": "measured",
+    "total_rule": None,
+    "rails": [],
+    "resolution_mw": None,
+    "period_s": 0.1,
+    "averaging_s": 0.0,
+    "has_counter": False,
+    "gain_class": None,
+}
 LINE = "01-02-2030 03:04:{0:02d} RAM 1/2MB VDD_IN {1}mW/1mW VDD_SOC 1000mW/1mW"
 
 
@@ -149,6 +162,18 @@ def test_power_reads_the_sensor_and_can_keep_what_it_read(run: Run, tmp_path: Pa
     assert again["total"] == document["total"]
 
 
+def test_power_exits_with_3_when_every_reading_failed(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "off.jsonl"
+    path.write_text(
+        json.dumps({"kind": "power-recording", "format": 1, "info": OFF})
+        + '\n{"t_ns":1,"rails_mw":{},"total_mw":null,"quality":"unavailable","reason":"it is off"}'
+    )
+    result = run("power", "--replay", str(path), "--json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert (document["failed"], document["total"], document["reason"]) == (1, None, "it is off")
+
+
 @pytest.mark.usefixtures("no_sensor")
 def test_power_without_a_sensor_ends_with_every_reason(run: Run) -> None:
     result = run("power")
@@ -180,6 +205,7 @@ def test_senseless_numbers_are_wrong_usage(run: Run, arguments: tuple[str, str])
     [
         ("--replay", "LOG", "--record", "x.jsonl"),
         ("--replay", "LOG", "--tdp-w", "65"),
+        ("--replay", "LOG", "--seconds", "2"),
         ("--interval", "0.1"),
     ],
 )

@@ -246,6 +246,7 @@ def test_doubts_about_the_energies_are_in_the_profile() -> None:
     assert "no energy for 1 of 2 forms" in found.reason
     assert checked(note, (cost(LARGE),), sensor(suspect=True)).quality == "unavailable"
     assert checked(note, (with_energy,), sensor()) == note
+    assert checked(note, (with_energy,), sensor(), was_suspect=True).quality == "suspect"
 
 
 def test_energies_of_a_stuck_sensor_do_not_pass_for_measured() -> None:
@@ -315,7 +316,7 @@ def test_estimated_energies_have_another_origin_than_measured_ones_and_than_none
 
 
 def test_costs_of_other_conditions_are_not_taken_over(tmp_path: Path) -> None:
-    def partial(fingerprint: str, *, power: str = "none") -> Partial:
+    def partial(fingerprint: str, *, power: str = "none", suspect: bool = False) -> Partial:
         job: Any = SimpleNamespace(
             path=lambda name: tmp_path / name,
             model=SimpleNamespace(identity=IDENTITY),
@@ -323,11 +324,25 @@ def test_costs_of_other_conditions_are_not_taken_over(tmp_path: Path) -> None:
             threads=1,
             patterns=("64x1",),
         )
-        return Partial(job, fingerprint, power=power)
+        return Partial(job, fingerprint, power=power, is_suspect=lambda: suspect)
 
     partial("here").keep((cost(SMALL),))
     assert partial("here").kept() == (cost(SMALL),)
     assert partial("elsewhere").kept() == ()
     assert partial("here", power="estimate, load curve at 65 W TDP").kept() == ()
+    suspicious = partial("here")
+    suspicious.keep((cost(SMALL),))
+    assert not suspicious.was_suspect
+    again = partial("here", suspect=True)
+    again.kept()
+    assert not again.was_suspect
+    again.keep((cost(SMALL),))
+    taken_over = partial("here")
+    assert taken_over.kept() == (cost(SMALL),)
+    assert taken_over.was_suspect
+    taken_over.keep((cost(SMALL),))
+    third = partial("here")
+    third.kept()
+    assert third.was_suspect
     partial("here").path.write_text("{")
     assert partial("here").kept() == ()

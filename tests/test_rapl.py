@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lpvit_edge.errors import EnvironmentUnfitError
-from lpvit_profilers.base import opened
+from lpvit_profilers.base import PowerSample, opened
 from lpvit_profilers.rapl import RaplSource
 
 SYSFS = Path(__file__).parent / "fixtures" / "sysfs"
@@ -61,13 +61,59 @@ def test_a_counter_that_wraps_goes_on_growing(server: Path, clock: list[int]) ->
     assert sample.energy_mj == 1000.0
 
 
-def test_a_wrap_of_unknown_range_is_no_reading(server: Path) -> None:
+def test_a_counter_that_was_reset_is_a_gap_and_counts_on(server: Path, clock: list[int]) -> None:
+    def read(zero_uj: int, one_uj: int) -> PowerSample:
+        count(server, "intel-rapl:0", zero_uj)
+        count(server, "intel-rapl:1", one_uj)
+        clock[0] += 1_000_000_000
+        return source.sample()
+
+    count(server, "intel-rapl:0", 100_000_000_000)
+    with opened(RaplSource(server)) as source:
+        source.sample()
+        reset = read(3_000_000, 6_000_000)  # 100 kJ to 3 J: as a wrap it would be 162 kJ in 1 s
+        assert (reset.total_mw, reset.energy_mj, reset.counter_gaps) == (None, None, 1)
+        assert reset.rails_mw == {"package-0 dram": 0.0, "package-1": 1000.0}
+        assert reset.reason is not None
+        assert reset.reason.startswith("intel-rapl:0 fell by 1e+05 J in 1 s; it was reset")
+        assert read(4_000_000, 7_000_000).reason == "power needs two samples"
+        after = read(5_000_000, 8_000_000)
+    assert (after.total_mw, after.counter_gaps) == (2000.0, 1)
+    assert after.energy_mj == 1000.0 * 2 + 1000.0 * 3  # the second that nobody saw is not in it
+
+
+def test_a_wrap_of_unknown_range_is_a_gap_and_counts_on(server: Path, clock: list[int]) -> None:
     (server / ZONE / "max_energy_range_uj").unlink()
     with opened(RaplSource(server)) as source:
-        count(server, "intel-rapl:0", 5)
+        count(server, "intel-rapl:0", 5_000_000)
+        clock[0] += 1_000_000_000
         sample = source.sample()
-    assert (sample.energy_mj, sample.total_mw) == (None, None)
-    assert sample.reason == "a RAPL counter could not be read"
+        assert (sample.energy_mj, sample.total_mw, sample.counter_gaps) == (None, None, 1)
+        assert "does not say where it wraps" in str(sample.reason)
+        count(server, "intel-rapl:0", 7_000_000)
+        clock[0] += 1_000_000_000
+        assert source.sample().energy_mj == 2000.0
+
+
+def test_a_jump_that_no_processor_could_draw_is_a_gap(server: Path, clock: list[int]) -> None:
+    with opened(RaplSource(server)) as source:
+        source.sample()
+        count(server, "intel-rapl:1", 905_000_000_000)
+        clock[0] += 1_000_000_000
+        sample = source.sample()
+    assert sample.counter_gaps == 1
+    assert "rose by 9.05e+05 J in 1 s" in str(sample.reason)
+
+
+def test_a_counter_left_alone_for_as_long_as_it_takes_to_wrap_is_a_gap(
+    server: Path, clock: list[int]
+) -> None:
+    with opened(RaplSource(server)) as source:
+        source.sample()
+        clock[0] += 3600 * 1_000_000_000
+        sample = source.sample()
+    assert sample.energy_mj is None
+    assert "was not read for 3600 s, in which it may wrap unseen" in str(sample.reason)
 
 
 def test_nested_domains_are_never_added(laptop: Path, clock: list[int]) -> None:

@@ -210,7 +210,7 @@ def test_a_log_without_dates_needs_a_stated_interval(tmp_path: Path) -> None:
         (b"RAM 1/2MB\n", "no power rails with a known total in 1 lines"),
         (b"\xff\xfe", "not text"),
         (b"{}\n", "line 1"),
-        (b'{"kind": "x", "format": 1, "info": 3}\n', "line 1"),
+        (b'{"kind": "x", "format": 2, "info": 3}\n', "line 1"),
     ],
     ids=["empty", "no-rails", "binary", "no-header", "bad-header"],
 )
@@ -228,7 +228,7 @@ def test_a_file_that_is_no_recording_is_refused_in_words(
         (lambda lines: [*lines[:2], lines[2][:20]], "line 3"),
         (lambda lines: [lines[0], lines[2], lines[1]], "line 3 is earlier"),
         (lambda lines: lines[:1], "holds no sample"),
-        (lambda lines: [lines[0].replace('"format":1', '"format":9')], "format 9"),
+        (lambda lines: [lines[0].replace('"format":2', '"format":9')], "format 9"),
         (lambda lines: [lines[0], lines[1].replace('"t_ns"', '"t_ms"')], "line 2"),
     ],
     ids=["cut", "backwards", "empty", "newer", "misspelt"],

@@ -44,8 +44,10 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class PowerSample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One reading. `t_ns` is time.monotonic_ns() when the value became known.
 
-    `energy_mj` is a counter that only grows, where the source has one. `module_mw` is the sum of
-    the module's own rails on a board whose total is the board input.
+    `energy_mj` is a counter that only grows, where the source has one; `counter_gaps` is how often
+    it lost count since the opening, and two of its values may be subtracted only where that is the
+    same. `module_mw` is the sum of the module's own rails on a board whose total is the board
+    input.
     """
 
     t_ns: int
@@ -53,6 +55,7 @@ class PowerSample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     total_mw: float | None
     quality: Quality
     energy_mj: float | None = None
+    counter_gaps: int = 0
     module_mw: float | None = None
     reason: str | None = None
 

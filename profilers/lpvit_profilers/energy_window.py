@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Step = Callable[[], object]
 # A counter steps about every 100 ms on a GPU; one that does not move for longer is dead.
 _TICK_LIMIT_S = 0.5
+_RESET = "the energy counter was reset, or lost count, while the work ran"
 # A power that is a mean over the last second still remembers what was before the window.
 _LONG_AVERAGE_S = 0.5
 _TRIM_HEAD, _TRIM_TAIL_S = 1.2, 0.2
@@ -61,6 +62,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 class _Edge(msgspec.Struct, frozen=True, kw_only=True):
     t_ns: int
     energy_mj: float | None
+    gaps: int = 0  # how often the counter had lost count
     calls: int  # made while waiting for the edge
 
 
@@ -98,7 +100,12 @@ def _edge(step: Step, sampler: Sampler, info: SourceInfo) -> _Edge:
         calls += 1
         latest = sampler.read()
         if latest.energy_mj != first.energy_mj and latest.energy_mj is not None:
-            return _Edge(t_ns=latest.t_ns, energy_mj=latest.energy_mj, calls=calls)
+            return _Edge(
+                t_ns=latest.t_ns,
+                energy_mj=latest.energy_mj,
+                gaps=latest.counter_gaps,
+                calls=calls,
+            )
         if latest.t_ns > limit_ns:
             return _Edge(t_ns=latest.t_ns, energy_mj=None, calls=calls)
 
@@ -113,11 +120,7 @@ def _evaluate(
 ) -> Window:
     trace = sampler.trace(since_ns=before.t_ns - int(2e9))
     inside = (trace.t_ns > before.t_ns) & (trace.t_ns < after.t_ns)
-    counter_mj = (
-        after.energy_mj - before.energy_mj
-        if before.energy_mj is not None and after.energy_mj is not None
-        else None
-    )
+    counter_mj, lost_count = _counted_mj(before, after)
     mean = _mean_power(before.t_ns, after.t_ns, trace, info)
     mean = _balanced(mean, trace, begins_ns, info)
     seconds = (after.t_ns - before.t_ns) / 1e9
@@ -130,8 +133,17 @@ def _evaluate(
         samples=int(inside.sum()),
         distinct=len(np.unique(trace.power_mw[inside])),
         intervals_s=tuple(float(d) / 1e9 for d in np.diff(trace.t_ns[inside])),
-        reason=_why(counter_mj, mean, sampler, info),
+        reason=_why(counter_mj, mean, sampler, info, lost_count=lost_count),
     )
+
+
+def _counted_mj(before: _Edge, after: _Edge) -> tuple[float | None, bool]:
+    """Energy between two edges, and whether the counter was reset in between."""
+    if before.energy_mj is None or after.energy_mj is None:
+        return None, False
+    if after.gaps != before.gaps or after.energy_mj < before.energy_mj:
+        return None, True
+    return after.energy_mj - before.energy_mj, False
 
 
 def _mean_power(begin_ns: int, end_ns: int, trace: Trace, info: SourceInfo) -> MeanPower:
@@ -165,12 +177,18 @@ def _balanced(
 
 
 def _why(
-    counter_mj: float | None, mean: MeanPower, sampler: Sampler, info: SourceInfo
+    counter_mj: float | None,
+    mean: MeanPower,
+    sampler: Sampler,
+    info: SourceInfo,
+    *,
+    lost_count: bool,
 ) -> str | None:
     if counter_mj is not None:
         return None
+    failure = _RESET if lost_count else f"the energy counter stood still for {_TICK_LIMIT_S:g} s"
     if mean.power_mw is not None and info.has_counter:
-        return f"the energy counter stood still for {_TICK_LIMIT_S:g} s; power was integrated"
+        return f"{failure}; power was integrated"
     if mean.power_mw is not None:
         return mean.reason
-    return sampler.last_reason or mean.reason or "the energy counter stood still"
+    return _RESET if lost_count else sampler.last_reason or mean.reason or failure

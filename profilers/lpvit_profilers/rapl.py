@@ -2,13 +2,15 @@
 
 The domains nest (psys holds the package, the package holds core and uncore) and the memory-mapped
 view shows the same registers again, so only packages are added up; dram is shown as a rail of its
-own. Counters wrap at max_energy_range_uj. Since Linux 5.10 only root may read them
+own. Counters wrap at max_energy_range_uj, and start again where the driver is loaded anew, which
+looks the same but for the power that it would mean. Since Linux 5.10 only root may read them
 (CVE-2020-8694).
 """
 
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from lpvit_edge.errors import EnvironmentUnfitError
 from lpvit_profilers import machine
@@ -18,6 +20,10 @@ from lpvit_profilers.sysfs import read_int, read_text
 REMEDY = "sudo chmod a+r /sys/class/powercap/intel-rapl*/energy_uj (until the next boot)"
 # Intel's manual gives about 1 ms between updates of the counters.
 _PERIOD_S = 0.001
+# No package and no board with one comes near it: more means that the counter did not just count.
+_MAX_POWER_W = 2000.0
+# A counter that moves in steps may show the energy of this much more time than has passed.
+_LAG_S = 0.1
 _NOTES = {
     "package-": "only the processor, without board, disks and power supply",
     "psys": "what the board's maker put behind this counter, as a rule everything but the supply",
@@ -83,7 +89,7 @@ class RaplSource:
         energy_mj = {
             name: value
             for name, domain in self._domains.items()
-            if (value := domain.advance_mj()) is not None
+            if (value := domain.advance_mj(t_ns)) is not None
         }
         complete = all(name in energy_mj for name in self._counted)
         total = sum(energy_mj[name] for name in self._counted) if complete else None
@@ -96,7 +102,8 @@ class RaplSource:
             total_mw=sum(rails_mw[name] for name in self._counted) if powered else None,
             quality="measured" if total is not None else "unavailable",
             energy_mj=total,
-            reason=None if powered else _why(complete),
+            counter_gaps=sum(self._domains[name].gaps for name in self._counted),
+            reason=None if powered else self._why(complete),
         )
 
     def _rails_mw(self, t_ns: int, energy_mj: dict[str, float]) -> dict[str, float]:
@@ -105,6 +112,12 @@ class RaplSource:
         seconds = (t_ns - self._last[0]) / 1e9
         before = self._last[1]
         return {n: (e - before[n]) / seconds for n, e in energy_mj.items() if n in before}
+
+    def _why(self, complete: bool) -> str:
+        if complete:
+            return "power needs two samples"
+        lost = [domain.lost for name, domain in self._domains.items() if name in self._counted]
+        return next((text for text in lost if text), "a RAPL counter could not be read")
 
     def conditions(self) -> Conditions:
         """Hottest zone, and the fastest core's clock."""
@@ -121,8 +134,17 @@ class RaplSource:
         self._domains, self._last, self._info = {}, None, None
 
 
+class _Reading(NamedTuple):
+    t_ns: int
+    energy_uj: int
+
+
 class _Domain:
-    """One counter that wraps, made into one that only grows."""
+    """One counter that wraps, made into one that only grows.
+
+    `gaps` is how often it did something else; what passed in such a step is not counted. `lost`
+    says what it did at the latest reading, None where it counted.
+    """
 
     def __init__(self, zone: Path) -> None:
         path = zone / "energy_uj"
@@ -132,25 +154,48 @@ class _Domain:
             raise EnvironmentUnfitError(f"{path} is readable for root only; {REMEDY}") from error
         except OSError as error:
             raise EnvironmentUnfitError(f"cannot open {path}: {error.strerror}") from error
+        self._name = zone.name
         self._range_uj = read_int(zone / "max_energy_range_uj")
-        self._previous_uj = self._read_uj()
+        self._previous = self._read(time.monotonic_ns())
         self._total_uj = 0
+        self.gaps = 0
+        self.lost: str | None = None
 
-    def advance_mj(self) -> float | None:
-        """Energy since opening; None when the counter cannot be read or wraps unpredictably."""
-        now_uj = self._read_uj()
-        if self._previous_uj is None:  # powered off when it was opened
-            self._previous_uj = now_uj
-        if now_uj is None or self._previous_uj is None:
+    def advance_mj(self, t_ns: int) -> float | None:
+        """Energy since opening, without the gaps; None when unreadable, or in a gap right now."""
+        now = self._read(t_ns)
+        before, self.lost = self._previous, None
+        if now is None:
             return None
-        step_uj = now_uj - self._previous_uj
-        if step_uj < 0:
-            if not self._range_uj:
-                return None
-            step_uj += self._range_uj
-        self._previous_uj = now_uj
-        self._total_uj += step_uj
-        return self._total_uj / 1000
+        self._previous = now
+        if before is not None:  # None: powered off when it was opened
+            step_uj = self._step_uj(before, now)
+            self.lost = step_uj if isinstance(step_uj, str) else None
+            self.gaps += isinstance(step_uj, str)
+            self._total_uj += step_uj if isinstance(step_uj, int) else 0
+        return None if self.lost else self._total_uj / 1000
+
+    def _step_uj(self, before: "_Reading", now: "_Reading") -> int | str:
+        """What passed between two readings, or why that cannot be told."""
+        seconds = (now.t_ns - before.t_ns) / 1e9
+        most_uj = _MAX_POWER_W * (seconds + _LAG_S) * 1e6
+        step_uj = now.energy_uj - before.energy_uj
+        if step_uj < 0 and not self._range_uj:
+            return f"{self._name} fell by {-step_uj / 1e6:.3g} J and does not say where it wraps"
+        if self._range_uj and _MAX_POWER_W * seconds * 1e6 > self._range_uj:
+            return f"{self._name} was not read for {seconds:.0f} s, in which it may wrap unseen"
+        wrapped_uj = step_uj + (self._range_uj or 0) if step_uj < 0 else step_uj
+        if wrapped_uj > most_uj:
+            what = "fell" if step_uj < 0 else "rose"
+            return (
+                f"{self._name} {what} by {abs(step_uj) / 1e6:.3g} J in {seconds:.3g} s; it was "
+                "reset, or it is not believable"
+            )
+        return wrapped_uj
+
+    def _read(self, t_ns: int) -> "_Reading | None":
+        energy_uj = self._read_uj()
+        return None if energy_uj is None else _Reading(t_ns, energy_uj)
 
     def _read_uj(self) -> int | None:
         try:
@@ -179,7 +224,3 @@ def _zones(powercap: Path) -> dict[str, Path]:
                 found.setdefault(f"{name} dram", part)
     found.pop("dram", None)
     return found
-
-
-def _why(complete: bool) -> str:
-    return "power needs two samples" if complete else "a RAPL counter could not be read"

@@ -1,6 +1,6 @@
 """A recording played back as a power source, and the recorder that makes one.
 
-A recording is JSON lines: first {"kind": "power-recording", "format": 1, "info": {...}}, then one
+A recording is JSON lines: first {"kind": "power-recording", "format": 2, "info": {...}}, then one
 PowerSample a line. A log that tegrastats wrote (`tegrastats --logfile`) is accepted as well; its
 dates have a resolution of one second, so its times are spread evenly between the first and the
 last date, and without dates the interval has to be given.
@@ -20,7 +20,8 @@ from lpvit_profilers.base import Conditions, PowerSample, SourceInfo
 from lpvit_profilers.tegrastats import TegrastatsLine, parse_line
 from lpvit_profilers.totals import THOR_MODULE, TotalRule, total_rule, why_no_total
 
-KIND, FORMAT = "power-recording", 1
+KIND, FORMAT = "power-recording", 2
+_READABLE = (1, 2)  # 2 brought the gaps of a counter
 _DATE = re.compile(r"^(\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2})\s", re.ASCII)
 _MAX_BYTES = 1 << 30
 _LONGEST_INTERVAL_S = 86_400.0
@@ -89,7 +90,7 @@ def _from_json_lines(path: Path, lines: list[str]) -> Recording:
         header = msgspec.json.decode(lines[0], type=_Header)
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{path}: line 1: {error}; record it again") from error
-    if (header.kind, header.format) != (KIND, FORMAT):
+    if header.kind != KIND or header.format not in _READABLE:
         raise FileFormatError(
             f"{path}: this is {header.kind!r} format {header.format}, expected {KIND!r} {FORMAT}"
         )
@@ -234,7 +235,8 @@ class ReplaySource:
         played = samples[index]
         t_ns = self._begin_ns + rounds * length_ns + played.t_ns - first_ns
         energy_mj = _counted_on(samples, played.energy_mj, rounds)
-        return msgspec.structs.replace(played, t_ns=t_ns, energy_mj=energy_mj)
+        gaps = played.counter_gaps + rounds * (samples[-1].counter_gaps - samples[0].counter_gaps)
+        return msgspec.structs.replace(played, t_ns=t_ns, energy_mj=energy_mj, counter_gaps=gaps)
 
     def conditions(self) -> Conditions:
         return Conditions()
