@@ -50,7 +50,7 @@ def prepare(
     are too few.
     """
     from lpvit_edge.layers import walk
-    from lpvit_edge.prune import refuse_few_images, refuse_useless_patterns
+    from lpvit_edge.prune_refusals import refuse_few_images, refuse_useless_patterns
 
     refuse_unrunnable(patterns, engine=engine)
     heldout_images = scan_folder(_given(heldout, "heldout"), labels=model.labels)
@@ -87,7 +87,7 @@ def prepare_without_images(
 ) -> Job:
     """Walk the model only: all that measuring the device needs."""
     from lpvit_edge.layers import walk
-    from lpvit_edge.prune import refuse_useless_patterns
+    from lpvit_edge.prune_refusals import refuse_useless_patterns
 
     refuse_unrunnable(patterns, engine=engine)
     walked = walk(model.module, image_size=model.preprocess.image_size)

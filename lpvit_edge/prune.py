@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 import torch
@@ -11,24 +11,14 @@ from torch import Tensor, nn
 from lpvit_edge.distributed import refuse_idle, share
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk
-from lpvit_edge.pattern import COMMON, TWO_FOUR_SPARSITY, Pattern, parse_pattern
 from lpvit_edge.permute import reorder_stage
-from lpvit_edge.records import LayerShape, PrunedLayer
+from lpvit_edge.prune_refusals import refuse_misfits, refuse_poor_calibration
+from lpvit_edge.records import PrunedLayer
 from lpvit_edge.repair import about_layer, relative_error
 from lpvit_edge.solve import Form, Scores, Settings, block_sums, solve_layer
 from lpvit_edge.statistics import each_input, layer_statistics, stage_input, stage_pass
 
-__all__ = [
-    "DoneLayer",
-    "Form",
-    "Scores",
-    "Settings",
-    "block_sums",
-    "prune",
-    "refuse_few_images",
-    "refuse_poor_calibration",
-    "refuse_useless_patterns",
-]
+__all__ = ["DoneLayer", "Form", "Scores", "Settings", "block_sums", "prune"]
 
 
 class DoneLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,47 +50,27 @@ def prune(
     """
     settings = settings or Settings()
     refuse_poor_calibration(walk.layers, images)
-    _refuse_misfits(walk.layers, forms)
+    refuse_misfits(walk.layers, forms)
     if settings.permute and row_weights:
         raise PruningError("row weights are of the model's own order of neurons; leave out permute")
-    pruned = copy.deepcopy(model)
-    if settings.permute:
-        model = copy.deepcopy(model)  # is reordered as the pruned one is
+    starts = range(0, len(images), settings.batch)
+    refuse_idle(len(starts))
     run = _Run(
-        model=model,
-        pruned=pruned,
+        # Reordered as the pruned one is, when it is.
+        model=copy.deepcopy(model) if settings.permute else model,
+        pruned=copy.deepcopy(model),
         forms=forms,
         settings=settings,
         scores=scores or {},
         row_weights=row_weights or {},
+        done=done or {},
+        batches=[images[start : start + settings.batch] for start in share(starts)],
     )
-    starts = range(0, len(images), settings.batch)
-    refuse_idle(len(starts))
-    batches = [images[start : start + settings.batch] for start in share(starts)]
-    first = walk.stages[0][0]
-    dense_in = [stage_input(model, first, batch) for batch in batches] if first else batches
-    pruned_in = dense_out = dense_in
-    inputs: dict[str, list[Tensor]] = {}
+    if walk.stages[0][0]:
+        run.enter(walk.stages[0][0])
     for stage, names in walk.stages:
-        dense_stage, pruned_stage = model.get_submodule(stage), pruned.get_submodule(stage)
-        known = run.known(names, done or {}) if stage else dict(done or {})
-        if stage and settings.permute and not known:
-            reorder_stage((model, pruned), stage, names, forms, dense_in)
-        if stage:
-            needed = {name: _linear(model, name) for name in names if name not in known}
-            inputs, dense_out = stage_pass(dense_stage, needed, dense_in)
-        for name in names:
-            if name in known:
-                entry = run.take(name, known[name])
-            elif not run.concerns(name):
-                continue
-            else:
-                x = inputs.pop(name) if stage else each_input(model, _linear(model, name), batches)
-                entry = run.prune_layer(name, pruned_stage, pruned_in, x)
-            yield entry, pruned
-        if stage:
-            _, pruned_in = stage_pass(pruned_stage, {}, pruned_in)
-            dense_in = dense_out
+        for entry in run.in_stage(stage, names) if stage else run.in_whole(names):
+            yield entry, run.pruned
 
 
 class _Run(msgspec.Struct, kw_only=True):
@@ -112,18 +82,62 @@ class _Run(msgspec.Struct, kw_only=True):
     settings: Settings
     scores: Scores
     row_weights: Mapping[str, Tensor]
+    done: Mapping[str, DoneLayer]
+    batches: list[Tensor]  # of images
+    dense_in: list[Tensor] = []  # what the next stage receives, in the dense model
+    pruned_in: list[Tensor] = []
     changed: bool = False  # whether any layer before the next one has changed
+
+    def enter(self, first: str) -> None:
+        """Run the images up to the first stage."""
+        self.dense_in = [stage_input(self.model, first, batch) for batch in self.batches]
+        self.pruned_in = self.dense_in
+
+    def in_whole(self, names: tuple[str, ...]) -> Iterator[PrunedLayer]:
+        """Prune the layers of a model whose blocks form no chain: each from the images on."""
+
+        def received(name: str) -> Iterable[Tensor]:
+            return each_input(self.model, _linear(self.model, name), self.batches)
+
+        yield from self._layers(names, self.done, self.pruned, self.batches, received)
+
+    def in_stage(self, stage: str, names: tuple[str, ...]) -> Iterator[PrunedLayer]:
+        """Prune the layers of the next stage, and step behind it."""
+        known = self.known(names)
+        if self.settings.permute and not known:
+            reorder_stage((self.model, self.pruned), stage, names, self.forms, self.dense_in)
+        dense, pruned = (model.get_submodule(stage) for model in (self.model, self.pruned))
+        needed = {name: _linear(self.model, name) for name in names if name not in known}
+        inputs, dense_out = stage_pass(dense, needed, self.dense_in)
+        yield from self._layers(names, known, pruned, self.pruned_in, inputs.pop)
+        _, self.pruned_in = stage_pass(pruned, {}, self.pruned_in)
+        self.dense_in = dense_out
+
+    def _layers(
+        self,
+        names: tuple[str, ...],
+        known: Mapping[str, DoneLayer],
+        module: nn.Module,
+        batches: list[Tensor],
+        received: Callable[[str], Iterable[Tensor]],
+    ) -> Iterator[PrunedLayer]:
+        """Layers of a module that gets `batches`; received(name): the dense layer's inputs."""
+        for name in names:
+            if name in known:
+                yield self.take(name, known[name])
+            elif self.concerns(name):
+                yield self.prune_layer(name, module, batches, received(name))
 
     def concerns(self, name: str) -> bool:
         """Whether the layer changes at all: pruned, or correcting what came before it."""
         return self._form(name).sparsity > 0.0 or (self.changed and self.settings.repair)
 
-    def known(self, names: tuple[str, ...], done: Mapping[str, DoneLayer]) -> dict[str, DoneLayer]:
+    def known(self, names: tuple[str, ...]) -> dict[str, DoneLayer]:
         """The layers of a stage that an earlier run has pruned.
 
         In a stage that may be reordered all or none: its layers must agree on one order.
         """
-        found = {name: done[name] for name in names if name in done}
+        found = {name: self.done[name] for name in names if name in self.done}
         first = next((i for i, name in enumerate(names) if self.concerns(name)), len(names))
         expected = names[first:] if self.settings.repair else [*filter(self.concerns, names)]
         whole = all(name in found for name in expected)
@@ -178,65 +192,3 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     return layer
-
-
-def refuse_poor_calibration(layers: tuple[LayerShape, ...], images: Tensor) -> None:
-    """Raise PruningError for images (n, 3, S, S) from which no layer can be repaired."""
-    if not bool(torch.isfinite(images).all()):
-        raise PruningError("the calibration images hold NaN or Inf; check the preprocessing")
-    if len(images) > 1 and bool((images == images[:1]).all()):
-        raise PruningError(
-            f"all {len(images)} calibration images are alike; take images as they come from the "
-            "line, of every class"
-        )
-    refuse_few_images(layers, len(images))
-
-
-def refuse_few_images(layers: tuple[LayerShape, ...], count: int) -> None:
-    """Raise PruningError when so few images cannot give every Hessian its full rank."""
-    neediest = max(layers, key=lambda layer: layer.in_features / layer.tokens)
-    tokens = neediest.tokens * count
-    if tokens < neediest.in_features:
-        needed = -(-neediest.in_features // neediest.tokens)
-        raise PruningError(
-            f"{neediest.name}: {count} calibration images give {tokens} tokens, fewer than "
-            f"its {neediest.in_features} inputs; use at least {needed} images, better {8 * needed}"
-        )
-
-
-def refuse_useless_patterns(layers: tuple[LayerShape, ...], patterns: Iterable[str]) -> None:
-    """Raise PruningError, naming the sizes and what would fit, for a pattern that fits no layer."""
-    sizes = dict.fromkeys((layer.out_features, layer.in_features) for layer in layers)
-    for text in patterns:
-        pattern = parse_pattern(text)
-        if any(pattern.fits(*size) for size in sizes):
-            continue
-        fitting = [known for known in COMMON if any(parse_pattern(known).fits(*s) for s in sizes)]
-        raise PruningError(
-            f"pattern {text} divides none of the {len(layers)} prunable layers (out_features x "
-            f"in_features: {', '.join(f'{rows} x {cols}' for rows, cols in sizes)}); rows must "
-            f"divide the first number and columns the second, such as {', '.join(fitting)}"
-        )
-
-
-def _refuse_misfits(layers: tuple[LayerShape, ...], forms: Mapping[str, Form]) -> None:
-    shapes = {layer.name: layer for layer in layers}
-    for name, form in forms.items():
-        if name not in shapes:
-            raise PruningError(f"{name}: the model has no such prunable layer")
-        if form.pattern.kind == "2:4" and form.sparsity != TWO_FOUR_SPARSITY:
-            raise PruningError(
-                f"{name}: sparsity {form.sparsity} in 2:4, which has one only: {TWO_FOUR_SPARSITY}"
-            )
-        shape = shapes[name]
-        if not form.pattern.fits(shape.out_features, shape.in_features):
-            raise PruningError(
-                f"{name}: {form.pattern} does not divide its weight "
-                f"({shape.out_features} x {shape.in_features}); {_way_out(form.pattern, shape)}"
-            )
-
-
-def _way_out(pattern: Pattern, shape: LayerShape) -> str:
-    if pattern.kind == "2:4":
-        return f"leave it dense: 2:4 needs inputs by fours, not {shape.in_features}"
-    return f"choose rows dividing {shape.out_features} and columns dividing {shape.in_features}"

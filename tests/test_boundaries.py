@@ -24,6 +24,7 @@ TORCH_MODULES = {
     "lpvit_edge.partial",
     "lpvit_edge.permute",
     "lpvit_edge.prune",
+    "lpvit_edge.prune_refusals",
     "lpvit_edge.repair",
     "lpvit_edge.sensitivity",
     "lpvit_edge.shrink",

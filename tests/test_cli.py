@@ -14,6 +14,7 @@ import typer.main
 
 from lpvit_edge import files
 from lpvit_edge.cli import app
+from lpvit_edge.matching import MatchLog
 from tests import device_records
 from tests.test_boundaries import HEAVY
 
@@ -220,3 +221,24 @@ def test_the_steps_go_from_files_to_files_one_after_the_other(
         assert tuned["schema"] == f"lpvit.{step[0]}/1"
     assert tuned["masked_weights"] > 0
     assert tuned["model_sha256"] == files.sha256_of(tmp_path / "model.safetensors")
+
+
+def test_prune_matches_outputs_if_asked_and_says_what_that_did(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    from tests.test_finetune import allocation_for
+    from tests.test_optimize import make_job
+
+    job = make_job(tiny_project, tmp_path)
+    files.save(allocation_for(job), tmp_path / "allocation.json")
+    model = tiny_project / "model.toml"
+    done = lpvit("prune", model, "--out", tmp_path, "--images", "24", "--match-outputs")
+    assert done.returncode == 0, done.stderr
+    *table, weights, matched = done.stdout.splitlines()
+    assert [line.split()[0] for line in table[-8:]] == [layer.name for layer in job.walk.layers]
+    assert weights.endswith("model.safetensors: 8 layers pruned and repaired")
+    log = files.load(MatchLog, tmp_path / "matching.json")
+    assert f"{log.loss_after:.4f} after {log.kept_step} of 300 steps" in matched
+    assert log.loss_after <= log.loss_before
+    assert log.model_sha256 == files.sha256_of(tmp_path / "model.safetensors")

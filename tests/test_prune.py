@@ -12,7 +12,8 @@ from lpvit_edge.job import prepare_without_images
 from lpvit_edge.layers import Walk, walk
 from lpvit_edge.models import load_model
 from lpvit_edge.pattern import parse_pattern
-from lpvit_edge.prune import Form, Settings, prune, refuse_useless_patterns
+from lpvit_edge.prune import Form, Settings, prune
+from lpvit_edge.prune_refusals import refuse_useless_patterns
 from lpvit_edge.records import PrunedLayer
 from lpvit_edge.sensitivity import gather_moments, layer_curves, output_fisher, taylor_scores
 
