@@ -378,9 +378,10 @@ def test_after_a_kill_of_the_line_every_taken_part_has_one_verdict(
     assert taken >= 20
     line = Line(bundle, camera_config(tmp_path, camera))
     line._settle_left_open()
-    numbers = [r["number"] for r in frames_of(line)]
+    records = frames_of(line)
     line.close()
-    assert sorted(numbers) == list(range(1, taken + 1))
+    assert sorted(r["number"] for r in records) == list(range(1, taken + 1))
+    assert all(r["untimed"] == (r["reason"] == "the line was down") for r in records)
 
 
 @pytest.fixture
@@ -431,7 +432,7 @@ def test_jsonl_mends_a_cut_line_and_repeats_nothing(tmp_path: Path) -> None:
 
     path = tmp_path / "v.jsonl"
     path.write_bytes(b'{"entry":7,"kind":"frame","record":{}}\n{"entry":8,"ki')
-    assert JsonLines(JsonlSink(target=str(path))).resume(5) == 7
+    assert JsonLines(JsonlSink(target=str(path))).resume(5, 9) == 7
     assert path.read_bytes().count(b"\n") == 1
     assert path.read_bytes().endswith(b"}\n")
 

@@ -171,7 +171,7 @@ def test_a_wrong_password_is_refused_in_words_without_the_password(
     monkeypatch.setenv("MQTT_PASSWORD", "guessed-secret")
     remote = Mqtt(config(broker.port))
     with pytest.raises(SinkError, match="the broker refused: Not authorized") as caught:
-        remote.idle(is_held=False)
+        remote.beat(is_held=False)
     remote.disconnect()
     assert "guessed" not in f"{caught.value} {remote.name}"
     assert remote.name == f"mqtt mqtt://***@127.0.0.1:{broker.port}/line3"
@@ -181,7 +181,7 @@ def test_a_broker_that_is_not_there_is_told_in_words(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MQTT_PASSWORD", PASSWORD)
     remote = Mqtt(config(free_port()))
     with pytest.raises(SinkError, match="Connection refused"):
-        remote.idle(is_held=False)
+        remote.beat(is_held=False)
     remote.disconnect()
 
 

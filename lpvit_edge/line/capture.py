@@ -162,6 +162,7 @@ class CaptureFeed:
             pixels=pixels,
             name=message.name,
             lost=message.lost or lost,
+            untimed=message.untimed,
         )
 
     def _note(self, message: StatusMessage) -> None:
@@ -199,6 +200,7 @@ class CaptureFeed:
                     captured_ns=now_ns,
                     received_ns=now_ns,
                     lost=why,
+                    untimed=True,
                 )
             )
         self._last_number = taken

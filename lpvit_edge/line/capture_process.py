@@ -110,6 +110,7 @@ class Capture:
                     captured_at=captured.captured_at,
                     captured_ns=captured.captured_ns,
                     lost="trigger was never seen",
+                    untimed=True,
                 )
             )
 

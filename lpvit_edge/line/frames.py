@@ -28,7 +28,8 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True):
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """A numbered frame on its way to the engine.
 
-    `pixels` is None for a part that was triggered and never seen, and `lost` says why.
+    `pixels` is None for a part that was triggered and never seen, and `lost` says why. Where nobody
+    knows when that was it is `untimed`, and both times are those at which it was noticed.
     """
 
     number: int
@@ -38,3 +39,4 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     pixels: "NDArray[np.uint8] | None" = None
     name: str | None = None
     lost: str | None = None
+    untimed: bool = False

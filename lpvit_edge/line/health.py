@@ -24,6 +24,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int
     waiting_on_disk: int
     sinks: dict[str, str]  # by sink, what is wrong with it
+    missed: dict[str, int]  # by sink, verdicts that came too late for it
 
 
 class HealthServer:

@@ -180,6 +180,7 @@ def lost_frame(number: int, *, clock: Clock, why: str) -> Frame:
         captured_ns=now_ns,
         received_ns=now_ns,
         lost=why,
+        untimed=True,
     )
 
 

@@ -28,6 +28,7 @@ from lpvit_edge.line.records import TelemetryHub
 from lpvit_edge.line.redact import from_environment, redacted
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_edge.line.settle import Settlement
+from lpvit_edge.line.sink_watch import SinkWatch
 from lpvit_edge.line.sinks import open_sinks
 from lpvit_edge.line.swap import Swap
 from lpvit_edge.line.verdict import refuse_unknown_labels
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lpvit_engines import Engine
 
 _SETTLED = "settled"  # every frame up to this number has its verdict
+_WATCH_S = 0.2
 PROBE_S = 1.0  # a golden frame passes where no part came for so long
 
 
@@ -93,6 +95,7 @@ class Line:
         self._stop = threading.Event()
         self._jumps = JumpWatch(self.clock)
         self._deadlines = threading.Thread(target=self._watch_deadlines, daemon=True)
+        self._sinks = threading.Thread(target=self._watch_sinks, name="sinks", daemon=True)
         self._golden = unpack(bundle.path("golden.zip"))
 
     def _make_feed(self) -> Feed:
@@ -118,6 +121,7 @@ class Line:
         refuse_disagreement(found)
         self._settle_left_open()
         self._deadlines.start()
+        self._sinks.start()
         self.feed.start()
 
     def _settle_left_open(self) -> None:
@@ -176,9 +180,15 @@ class Line:
         passed_ns = self.judge.passed_ns
         if self._golden and (passed_ns is None or self._since_s(passed_ns) > PROBE_S):
             self.judge.probe(self._golden[0])
-        self.hold_if_blind()
 
-    def hold_if_blind(self) -> None:
+    def _watch_sinks(self) -> None:
+        """In a thread of its own, so that sinks are held when the engine hangs too."""
+        watch = SinkWatch(self.outputs, self.settlement.event, self.clock)
+        while not self.clock.wait(self._stop, _WATCH_S):
+            self._hold_if_blind()
+            watch.look()
+
+    def _hold_if_blind(self) -> None:
         """Take the safe position while no part can be judged."""
         if self.feed.health.state not in ("live", "ended"):
             self.outputs.hold(f"source {self.feed.health.state}: {self.feed.health.text}")
@@ -207,6 +217,8 @@ class Line:
             self.feed.stop()
         while self.judge.step(0.0) is not None:
             pass
+        if self._sinks.is_alive():
+            self._sinks.join()
         self.outputs.hold("the line stopped")
         self.journal.mark(_SETTLED, self.sequence.taken)
         left = self.outputs.close(timeout_s)
@@ -236,11 +248,6 @@ class Line:
     def status(self) -> Status:
         """For /healthz and /readyz."""
         counts, health = self.settlement.counts, self.feed.health
-        sinks = {
-            sink.name: text
-            for sink in self.outputs.sinks
-            if (text := getattr(sink, "error", None) or self.outputs.errors.get(sink.name))
-        }
         return Status(
             engine=self.engine_answers(),
             source=health.state == "live",
@@ -249,7 +256,8 @@ class Line:
             safe=counts.safe,
             dropped=self.queue.dropped + health.dropped,
             waiting_on_disk=self.journal.waiting,
-            sinks=sinks,
+            sinks=self.outputs.faults(),
+            missed={sink.name: sink.missed for sink in self.outputs.sinks if sink.missed},
         )
 
     def summary(self) -> Summary:

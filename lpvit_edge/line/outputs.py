@@ -47,6 +47,11 @@ class Outputs:
         if self.hub is not None:
             self.hub.publish_event(event.kind, event.text, event.severity, event.at)
 
+    def faults(self) -> dict[str, str]:
+        """By sink, what is wrong with it now."""
+        found = {sink.name: sink.error or self.errors.get(sink.name) for sink in self.sinks}
+        return {name: text for name, text in found.items() if text}
+
     def hold(self, reason: str | None) -> None:
         """Take the safe position for that reason, or leave it (None)."""
         if (reason is None) == (self.held is None):

@@ -48,6 +48,7 @@ class FrameRecord(Part, frozen=True, kw_only=True):
     probabilities: tuple[float, ...] = ()  # in the order of the bundle's labels
     reason: str | None = None
     dropped: int = 0  # frames that the policy dropped so far
+    untimed: bool = False  # nobody saw the trigger: both times say when that was noticed
     bundle: str = ""  # first digits of the SHA-256 of model.onnx
 
 

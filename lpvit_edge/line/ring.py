@@ -28,6 +28,7 @@ class FrameMessage(msgspec.Struct, frozen=True, kw_only=True, tag="frame"):
     captured_ns: int
     name: str | None = None
     lost: str | None = None
+    untimed: bool = False
     slot: int = 0
     slot_bytes: int = 0
     shape: tuple[int, int] | None = None  # height, width

@@ -107,6 +107,7 @@ class Settlement:
             action=action_of("safe", self._rule),
             reason=reason,
             dropped=self.dropped,
+            untimed=frame.untimed,
             bundle=self.bundle,
             latency=StageLatency(total_ms=(now_ns - frame.captured_ns) / 1e6),
         )

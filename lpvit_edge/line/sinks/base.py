@@ -16,6 +16,16 @@ class Sink(Protocol):
 
     name: str
 
+    @property
+    def error(self) -> str | None:
+        """What is wrong with it now."""
+        ...
+
+    @property
+    def missed(self) -> int:
+        """Verdicts that it had no room for, or that were too old to be told."""
+        ...
+
     def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:
         """One verdict, with the image where there is one."""
         ...
@@ -34,19 +44,26 @@ class Remote(Protocol):
 
     name: str
     batch: int  # entries in one send()
-    max_age_s: float | None  # older verdicts help nobody there; None: all are delivered
     longest_wait_s: float  # between two attempts
 
-    def resume(self, delivered: int) -> int:
-        """Id of the last entry that has arrived for certain; the journal says `delivered`."""
+    @property
+    def missed(self) -> int:
+        """Verdicts that were too old to be told."""
+        ...
+
+    def resume(self, delivered: int, newest: int) -> int:
+        """Id of the last entry that need not be sent.
+
+        The journal says that those up to `delivered` have arrived, and ends at `newest`.
+        """
         ...
 
     def send(self, entries: Sequence[Entry]) -> None:
         """Deliver some entries, in order; returns when they have arrived."""
         ...
 
-    def idle(self, *, is_held: bool) -> None:
-        """Called a few times a second between entries: a heartbeat, the safe position."""
+    def beat(self, *, is_held: bool) -> None:
+        """Called a few times a second between send()s: a heartbeat, the safe position."""
         ...
 
     def disconnect(self) -> None:

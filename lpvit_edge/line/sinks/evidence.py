@@ -49,7 +49,7 @@ class EvidenceStore:
         self._queue: queue.Queue[tuple[FrameRecord, NDArray[np.uint8]] | None] = queue.Queue(
             _WAITING
         )
-        self.left_out = 0
+        self.missed = 0
         self.error: str | None = None
         self._thread = threading.Thread(target=self._run, name="evidence", daemon=True)
         self._thread.start()
@@ -62,7 +62,7 @@ class EvidenceStore:
         try:
             self._queue.put_nowait((record, pixels))
         except queue.Full:
-            self.left_out += 1
+            self.missed += 1
 
     def hold(self, is_held: bool) -> None:
         """A folder has no safe position."""
@@ -86,7 +86,7 @@ class EvidenceStore:
                 self._make_room()
                 self.error = None
             except (OSError, sqlite3.OperationalError) as error:
-                self.left_out += 1
+                self.missed += 1
                 self.error = str(error)
 
     def _keep(self, record: FrameRecord, pixels: "NDArray[np.uint8]") -> None:

@@ -21,14 +21,14 @@ class JsonLines:
     """A file that is appended to. Each entry stands in it once, also after a kill -9."""
 
     batch = 200
-    max_age_s: float | None = None
     longest_wait_s = 15.0
+    missed = 0
 
     def __init__(self, config: JsonlSink) -> None:
         self.name = f"jsonl {config.target}"
         self._path = Path(config.target)
 
-    def resume(self, delivered: int) -> int:
+    def resume(self, delivered: int, newest: int) -> int:
         """The file itself says what is in it; a last line that was cut is removed."""
         if not self._path.is_file():
             return delivered
@@ -59,7 +59,7 @@ class JsonLines:
         except OSError as error:
             raise SinkError(f"{self._path}: {error.strerror}") from error
 
-    def idle(self, *, is_held: bool) -> None:
+    def beat(self, *, is_held: bool) -> None:
         """A file has no safe position."""
 
     def disconnect(self) -> None:

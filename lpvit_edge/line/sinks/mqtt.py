@@ -26,8 +26,8 @@ class Mqtt:
     """A client with QoS 1 whose messages stay in the journal until the broker has taken them."""
 
     batch = 100
-    max_age_s: float | None = None
     longest_wait_s = 15.0
+    missed = 0
 
     def __init__(self, config: MqttSink) -> None:
         """Take the address apart. Raises UnknownOptionError, MissingDependencyError."""
@@ -45,7 +45,7 @@ class Mqtt:
         self._answered = threading.Event()
         self._status: str | None = None  # as the broker knows it
 
-    def resume(self, delivered: int) -> int:
+    def resume(self, delivered: int, newest: int) -> int:
         """Only the journal knows."""
         return delivered
 
@@ -59,7 +59,7 @@ class Mqtt:
             ]
         )
 
-    def idle(self, *, is_held: bool) -> None:
+    def beat(self, *, is_held: bool) -> None:
         """Keep the connection, and the status true."""
         client = self._connected()
         status = "held" if is_held else "online"

@@ -2,13 +2,10 @@
 
 import threading
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from lpvit_edge.errors import SinkError
-from lpvit_edge.line.journal import Entry, Journal
+from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.records import FrameRecord
 from lpvit_edge.line.sinks.base import Remote
 
@@ -31,15 +28,20 @@ class RemoteSink:
         self.name = remote.name
         self._remote = remote
         self._journal = journal
-        self._cursor = remote.resume(journal.delivered(remote.name))
+        self._cursor = remote.resume(journal.delivered(remote.name), journal.last_id())
         journal.set_delivered(self.name, self._cursor)
         self._closing = threading.Event()
         self._give_up = threading.Event()
-        self._is_held = False
+        self._is_held = self._told_held = False
+        self._beaten_s = float("-inf")
         self.error: str | None = None
-        self.too_old = 0
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
+
+    @property
+    def missed(self) -> int:
+        """Verdicts that were too old to be told."""
+        return self._remote.missed
 
     def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:
         """Nothing: the journal has it."""
@@ -66,6 +68,7 @@ class RemoteSink:
             except SinkError as error:
                 self.error = str(error)
                 self._remote.disconnect()
+                self._beaten_s = float("-inf")
                 self._give_up.wait(wait_s)
                 wait_s = min(2 * wait_s, self._remote.longest_wait_s)
                 continue
@@ -75,31 +78,21 @@ class RemoteSink:
 
     def _send_some(self) -> bool:
         """Send the next entries; False when there were none."""
+        self._beat()
         entries = self._journal.after(self._cursor, limit=self._remote.batch)
         if not entries:
-            self._remote.idle(is_held=self._is_held)
             if not self._closing.is_set():
                 self._journal.wait_after(self._cursor, _BEAT_S)
             return False
-        fresh = self._fresh(entries)
-        if fresh:
-            self._remote.send(fresh)
+        self._remote.send(entries)
         self._cursor = entries[-1].id
         self._journal.set_delivered(self.name, self._cursor)
         return True
 
-    def _fresh(self, entries: Sequence[Entry]) -> Sequence[Entry]:
-        limit_s = self._remote.max_age_s
-        if limit_s is None:
-            return entries
-        fresh = [entry for entry in entries if _age_s(entry) <= limit_s]
-        self.too_old += len(entries) - len(fresh)
-        return fresh
-
-
-def _age_s(entry: Entry) -> float:
-    """Age of a verdict by the clock that does not jump; an event is never young."""
-    if entry.kind != "frame":
-        return float("inf")
-    record = msgspec.json.decode(entry.body, type=FrameRecord)
-    return time.monotonic() - record.captured_ns / 1e9
+    def _beat(self) -> None:
+        """Tell the other side that we live; under load too, where entries never cease."""
+        now_s = time.monotonic()
+        if now_s - self._beaten_s >= _BEAT_S or self._is_held != self._told_held:
+            held = self._is_held
+            self._remote.beat(is_held=held)
+            self._beaten_s, self._told_held = now_s, held

@@ -16,8 +16,8 @@ class Webhook:
     """The header Idempotency-Key names the first and last entry: a repeated post is recognised."""
 
     batch = 50
-    max_age_s: float | None = None
     longest_wait_s = 15.0
+    missed = 0
 
     def __init__(self, config: WebhookSink) -> None:
         self.name = f"webhook {redacted(config.target)}"
@@ -27,7 +27,7 @@ class Webhook:
         self._httpx = require("httpx")
         self._client: Any = None
 
-    def resume(self, delivered: int) -> int:
+    def resume(self, delivered: int, newest: int) -> int:
         """Only the journal knows."""
         return delivered
 
@@ -49,7 +49,7 @@ class Webhook:
         if not answer.is_success:
             raise SinkError(f"{self.name}: answered {answer.status_code}")
 
-    def idle(self, *, is_held: bool) -> None:
+    def beat(self, *, is_held: bool) -> None:
         """An address has no safe position; the event of the outage was posted."""
 
     def disconnect(self) -> None:

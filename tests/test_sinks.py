@@ -1,0 +1,161 @@
+"""What every sink keeps to, and what the line does about one that fails."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lpvit_edge.errors import EngineError, SinkError
+from lpvit_edge.line.config import line_config
+from lpvit_edge.line.journal import Entry, Journal
+from lpvit_edge.line.line import Line
+from lpvit_edge.line.outputs import Outputs
+from lpvit_edge.line.sink_watch import SinkWatch
+from lpvit_edge.line.sinks.remote import RemoteSink
+from lpvit_engines.fake import FakeEngine
+from tests.broker import wait_for
+from tests.line_bundle import make_bundle, write_image
+from tests.plant import TurnedClock, frame
+
+
+class Other:
+    """The other end of a wire, whose connection can be cut."""
+
+    name = "other"
+    batch = 4
+    longest_wait_s = 0.2
+    missed = 0
+
+    def __init__(self) -> None:
+        self.is_cut = False
+        self.took: list[int] = []
+        self.beats: list[bool] = []
+
+    def resume(self, delivered: int, newest: int) -> int:
+        return delivered
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        if self.is_cut:
+            raise SinkError("other: the wire is cut")
+        self.took.extend(entry.id for entry in entries)
+
+    def beat(self, *, is_held: bool) -> None:
+        if self.is_cut:
+            raise SinkError("other: the wire is cut")
+        self.beats.append(is_held)
+
+    def disconnect(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal.sqlite")
+    yield journal
+    journal.close()
+
+
+def test_the_heart_beats_while_verdicts_never_cease(journal: Journal) -> None:
+    other = Other()
+    sink = RemoteSink(other, journal)
+    stop = threading.Event()
+
+    def decide() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            journal.append(frame(number))
+
+    deciding = threading.Thread(target=decide)
+    deciding.start()
+    try:
+        wait_for(lambda: len(other.beats) >= 4, what=(other.beats, len(other.took)))
+        sink.hold(True)
+        wait_for(lambda: other.beats[-1])
+        assert len(other.took) > 20
+    finally:
+        stop.set()
+        deciding.join()
+    assert sink.close(10.0) == 0
+    assert other.took == list(range(1, journal.last_id() + 1))
+
+
+def test_a_sink_that_fails_and_recovers_is_told_once_each(journal: Journal) -> None:
+    other = Other()
+    outputs, clock = Outputs(journal), TurnedClock()
+    sink = RemoteSink(other, journal)
+    outputs.sinks = (sink,)
+    events: list[str] = []
+    watch = SinkWatch(
+        outputs, lambda _, text, severity: events.append(f"{severity}: {text}"), clock
+    )
+    other.is_cut = True
+    wait_for(lambda: sink.error is not None)
+    for _ in range(3):
+        watch.look()
+    other.is_cut = False
+    wait_for(lambda: sink.error is None)
+    watch.look()
+    assert events == [
+        "warning: other: the wire is cut; it is tried again", "info: other: takes verdicts again",
+    ]  # fmt: skip
+    assert sink.close(5.0) == 0
+
+
+def test_verdicts_that_a_sink_missed_are_counted_in_alarms_with_a_rest_between(
+    journal: Journal,
+) -> None:
+    other = Other()
+    outputs, clock = Outputs(journal), TurnedClock()
+    sink = RemoteSink(other, journal)
+    outputs.sinks = (sink,)
+    events: list[str] = []
+    watch = SinkWatch(
+        outputs, lambda _, text, severity: events.append(f"{severity}: {text}"), clock
+    )
+    for missed in (0, 2, 3, 7):
+        other.missed = missed
+        watch.look()
+    clock.turn(10.0)
+    watch.look()
+    watch.look()
+    assert events == [
+        "alarm: other: 2 verdicts were not told in time",
+        "alarm: other: 5 verdicts were not told in time",
+    ]
+    assert sink.close(5.0) == 0
+
+
+def test_an_engine_that_hangs_puts_the_sinks_on_hold_though_the_judge_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    (tmp_path / "in").mkdir()
+    source = {"kind": "folder", "target": str(tmp_path / "in"), "poll_s": 0.005}
+    config = line_config({"state": str(tmp_path / "state"), "source": source}, name="test")
+    release = threading.Event()
+    engine = FakeEngine(bundle.path("model.onnx"), classes=3)
+
+    def hang(batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        release.wait()
+        raise EngineError("it hung")
+
+    clock = TurnedClock(runs=True)
+    line = Line(bundle, config, clock=clock, load=lambda: engine)
+    line.start()
+    wait_for(lambda: line.outputs.held is None and line.feed.health.state == "live")
+    monkeypatch.setattr(engine, "infer_all", hang)
+    write_image(tmp_path / "in" / "a.png", 100)
+    judging = threading.Thread(target=lambda: line.step(5.0))
+    judging.start()
+    try:
+        wait_for(lambda: line.settlement.is_open(1))
+        clock.turn(5.1)
+        wait_for(lambda: line.outputs.held == "the engine does not answer", what=line.outputs.held)
+    finally:
+        release.set()
+        judging.join()
+        line.close()
