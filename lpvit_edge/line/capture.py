@@ -13,7 +13,7 @@ import msgspec
 
 from lpvit_edge.line.capture_process import MOST_MISSED, Orders
 from lpvit_edge.line.config import SourceConfig
-from lpvit_edge.line.feed import Health, Intake
+from lpvit_edge.line.feed import Health, Intake, State
 from lpvit_edge.line.frames import Frame
 from lpvit_edge.line.policy import Policy
 from lpvit_edge.line.records import Severity
@@ -21,6 +21,7 @@ from lpvit_edge.line.ring import FrameMessage, Message, RingReader, StatusMessag
 from lpvit_edge.line.sequence import SequenceFile
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_PATIENCE = 6  # times stall_s, while a source is being opened
 
 
 class CaptureFeed:
@@ -43,7 +44,6 @@ class CaptureFeed:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._last_number = 0
-        self._last_text = ""
         self.health = Health(since_ns=intake.clock.monotonic_ns())
 
     def start(self) -> None:
@@ -68,6 +68,7 @@ class CaptureFeed:
                 self._settle_lost(sequence.taken, why)
                 if self.health.state == "ended" or self.health.fatal or self._stopping.is_set():
                     break
+                self._become("lost", why)
                 self.health.restarts += 1
                 self._event("capture", f"{why}; starting it again", "alarm")
                 lived_s = (self._intake.clock.monotonic_ns() - started_ns) / 1e9
@@ -119,20 +120,30 @@ class CaptureFeed:
 
     def _listen(self, reader: RingReader, process: "subprocess.Popen[bytes]") -> str:
         last_ns = self._intake.clock.monotonic_ns()
-        started = False
+        # Loading the libraries of a first start takes a slow machine many seconds, and so does
+        # opening a camera in a large network.
+        limit_s = _PATIENCE * self._stall_s
         while not self._stopping.is_set():
             try:
                 message = reader.receive(0.1)
             except EOFError:
-                process.wait(timeout=5.0)
+                with contextlib.suppress(
+                    subprocess.TimeoutExpired
+                ):  # a driver that does not unload
+                    process.wait(timeout=1.0)
                 return f"the capture process ended ({_how(process.returncode)})"
             now_ns = self._intake.clock.monotonic_ns()
             if message is not None:
-                last_ns, started = now_ns, True
+                last_ns = now_ns
+                opening = isinstance(message, StatusMessage) and message.state == "opening"
+                limit_s = _PATIENCE * self._stall_s if opening else self._stall_s
                 self._take(reader, message)
-            # Loading the libraries of a first start takes a slow machine many seconds.
-            elif (now_ns - last_ns) / 1e9 > (self._stall_s if started else 6 * self._stall_s):
-                return f"the capture process was silent for {self._stall_s:g} s and was killed"
+                continue
+            silent_s = (now_ns - last_ns) / 1e9
+            if silent_s > limit_s:
+                return f"the capture process was silent for {limit_s:g} s and was killed"
+            if silent_s > self._stall_s / 2 and self.health.state == "live":
+                self._become("lost", "the capture process is silent")
         return "stopped"
 
     def _drain(self, reader: RingReader) -> None:
@@ -167,21 +178,25 @@ class CaptureFeed:
 
     def _note(self, message: StatusMessage) -> None:
         self.health.dropped = message.dropped
+        if message.state == "opening":
+            return
         if message.state == "gap":
             self._event("gap", message.text, "alarm")
             return
-        state = "lost" if message.state == "fatal" else message.state
-        if (state, message.text) == (self.health.state, self._last_text) or (
+        if message.state == "fatal":
+            self.health.fatal = message.text
+        self._become("lost" if message.state == "fatal" else message.state, message.text)
+
+    def _become(self, state: State, text: str) -> None:
+        """Note how the source is, and tell it where it is news."""
+        if (state, text) == (self.health.state, self.health.text) or (
             state == "live" == self.health.state
         ):
             return
-        self._last_text = message.text
-        if message.state == "fatal":
-            self.health.fatal = message.text
-        self.health.state, self.health.text = state, message.text
+        self.health.state, self.health.text = state, text
         self.health.since_ns = self._intake.clock.monotonic_ns()
         severity: Severity = "alarm" if state == "lost" else "info"
-        self._event("source", f"{state}: {message.text}" if message.text else state, severity)
+        self._event("source", f"{state}: {text}" if text else state, severity)
 
     def _settle_lost(self, taken: int, why: str) -> None:
         """Frames that the process numbered and could not hand over."""

@@ -25,6 +25,7 @@ from lpvit_edge.line.sources.base import EndOfSource, Source
 BEAT_S = 0.25  # how often it says that it lives
 _LONGEST_WAIT_S = 10.0
 MOST_MISSED = 10_000  # triggers in one gap that get a verdict each
+_LAST_OF_GIGE = 65535  # GigE Vision 1 numbers its blocks with 16 bits and leaves 0 out
 _PR_SET_PDEATHSIG = 1
 
 
@@ -92,7 +93,8 @@ class Capture:
         if counter is None:
             return
         self._sequence.note_counter(counter)
-        if before is None or counter == before + 1:
+        wrapped = (before, counter) == (_LAST_OF_GIGE, 1)
+        if before is None or counter == before + 1 or wrapped:
             return
         missed = counter - before - 1
         if missed < 0:
@@ -131,6 +133,7 @@ def main() -> int:
         while True:
             opened_s = time.monotonic()
             try:
+                capture.status("opening")
                 source = open_source(orders.source)
                 try:
                     capture.status("live", "open")

@@ -45,7 +45,7 @@ class RtspSource(Kind, frozen=True, kw_only=True, tag="rtsp"):
     """A network camera; `target` may hold ${NAME} of the environment."""
 
     transport: Literal["tcp", "udp"] = "tcp"
-    timeout_s: Positive = 5.0
+    timeout_s: Positive = 4.0  # without a frame; then the stream is opened again
 
 
 class GstreamerSource(Kind, frozen=True, kw_only=True, tag="gstreamer"):
@@ -56,6 +56,8 @@ class GenicamSource(Kind, frozen=True, kw_only=True, tag="genicam"):
     """`target` is the camera's serial number."""
 
     cti: str  # path of the GenTL producer
+    # Set on the camera before it starts, in this order: {PixelFormat = "Mono8", TriggerMode = "On"}
+    features: dict[str, bool | int | float | str] = msgspec.field(default_factory=dict)
 
 
 class SyntheticSource(Kind, frozen=True, kw_only=True, tag="synthetic"):
@@ -85,6 +87,14 @@ class LineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     threads: int | None = None
     drift: Rules = Rules()  # used where the bundle has a reference
     shadow: ShadowRule | None = None  # a dense engine beside the line
+
+    def __post_init__(self) -> None:
+        """A stream that rests must be opened again before its process counts as wedged."""
+        if isinstance(self.source, RtspSource) and self.source.timeout_s >= self.stall_s:
+            raise ValueError(
+                f"source.timeout_s is {self.source.timeout_s:g} and stall_s {self.stall_s:g}; the "
+                "time after which a capture process is killed must be the longer one"
+            )
 
 
 ConfigT = TypeVar("ConfigT")

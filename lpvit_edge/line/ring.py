@@ -37,7 +37,7 @@ class FrameMessage(msgspec.Struct, frozen=True, kw_only=True, tag="frame"):
 class StatusMessage(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """That the capture process lives, and whether its source does."""
 
-    state: Literal["live", "lost", "ended", "gap", "fatal"]
+    state: Literal["opening", "live", "lost", "ended", "gap", "fatal"]
     text: str = ""
     dropped: int = 0  # frames that no slot was free for, since the process started
 

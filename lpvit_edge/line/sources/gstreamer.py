@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from lpvit_edge.deps import require
-from lpvit_edge.errors import SourceError
+from lpvit_edge.errors import MissingDependencyError, SourceError
 from lpvit_edge.line.config import GstreamerSource
 from lpvit_edge.line.frames import Captured
 
+_OLDEST_NS = 10_000_000_000
 _TAIL = "! videoconvert ! video/x-raw,format=RGB ! appsink name=lpvit max-buffers=2 drop=false"
 
 
@@ -23,7 +24,12 @@ class Pipeline:
         self._gst = gst
         self._pipeline = pipeline
         self._sink = pipeline.get_by_name("lpvit")
-        pipeline.set_state(gst.State.PLAYING)
+        if pipeline.set_state(gst.State.PLAYING) == gst.StateChangeReturn.FAILURE:
+            try:
+                self._raise_reported()
+                raise SourceError("the GStreamer pipeline does not start and does not say why")
+            finally:
+                self.close()
 
     def read(self, timeout_s: float) -> Captured | None:
         """The next frame. Raises SourceError with what the pipeline reports."""
@@ -31,12 +37,21 @@ class Pipeline:
         if sample is None:
             self._raise_reported()
             return None
+        age_ns = self._age_ns(sample)
         return Captured(
             pixels=self._pixels(sample),
-            captured_at=time.time(),
-            captured_ns=time.monotonic_ns(),
+            captured_at=time.time() - age_ns / 1e9,
+            captured_ns=time.monotonic_ns() - age_ns,
             counter=None,
         )
+
+    def _age_ns(self, sample: Any) -> int:
+        """How long the frame was under way, by its time stamp; 0 where it has no sensible one."""
+        pts, clock = sample.get_buffer().pts, self._pipeline.get_clock()
+        if clock is None or pts == self._gst.CLOCK_TIME_NONE:
+            return 0
+        age_ns = int(clock.get_time() - self._pipeline.get_base_time() - pts)
+        return age_ns if 0 <= age_ns < _OLDEST_NS else 0
 
     def _pixels(self, sample: Any) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         shape = sample.get_caps().get_structure(0)
@@ -67,8 +82,12 @@ def open_pipeline(config: GstreamerSource) -> Pipeline:
     gi = require("gi")
     try:
         gi.require_version("Gst", "1.0")
-        gst = require("gi.repository.Gst")
-        gst.init(None)
-        return Pipeline(gst, gst.parse_launch(f"{config.target} {_TAIL}"))
-    except (ValueError, gi.repository.GLib.Error) as error:
-        raise SourceError(f"GStreamer refused the pipeline: {error}") from error
+    except ValueError as error:
+        raise MissingDependencyError(f"{error}: apt install gir1.2-gstreamer-1.0") from error
+    gst, glib = require("gi.repository.Gst"), require("gi.repository.GLib")
+    gst.init(None)
+    try:
+        pipeline = gst.parse_launch(f"{config.target} {_TAIL}")
+    except glib.Error as error:
+        raise SourceError(f"GStreamer refused the pipeline: {error.message}") from error
+    return Pipeline(gst, pipeline)

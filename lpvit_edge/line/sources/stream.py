@@ -10,17 +10,30 @@ from lpvit_edge.line.frames import Captured
 from lpvit_edge.line.redact import redacted
 from lpvit_edge.line.sources.base import EndOfSource
 
+_MOST_CORRUPT = 100  # one after another; beyond them nothing will be decoded any more
+
 
 class Stream:
     """Frames of the first video stream of an FFmpeg input, RGB, stamped when they are decoded."""
 
-    def __init__(self, container: Any, *, name: str, ends: bool, period_s: float | None) -> None:
+    def __init__(
+        self,
+        container: Any,
+        *,
+        name: str,
+        ends: bool,
+        period_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         self._container = container
+        self._timeout_s = timeout_s
         self._name = name
         self._ends = ends
         self._period_s = period_s
         self._due_s = time.monotonic()
+        self._corrupt = 0
         if not container.streams.video:
+            container.close()
             raise SourceError(f"{name}: holds no video")
         self._frames = container.decode(video=0)
 
@@ -34,19 +47,33 @@ class Stream:
             time.sleep(max(0.0, wait_s))
             self._due_s = max(self._due_s + self._period_s, time.monotonic() - self._period_s)
         av = require("av")
+        begin_s = time.monotonic()
         try:
             frame = next(self._frames)
-        except StopIteration as error:
-            raise self._end() from error
-        except av.error.EOFError as error:
-            raise self._end() from error
-        except av.error.InvalidDataError as error:
-            self._frames = self._container.decode(video=0)
-            return self._captured(None, f"corrupt frame: {error.strerror}")
-        except av.error.FFmpegError as error:
+        except (StopIteration, av.error.FFmpegError) as error:
+            # FFmpeg calls an interrupted read an end, or rubbish, as the protocol has it.
+            if is_late(begin_s, self._timeout_s):
+                raise SourceError(f"{self._name}: {_WORDS['TimeoutError']}") from error
+            if isinstance(error, (StopIteration, EOFError)):
+                raise self._end() from error
+            if isinstance(error, av.error.InvalidDataError):
+                return self._damaged(str(error.strerror))
             raise SourceError(f"{self._name}: {in_words(error)}") from error
-        fault = "corrupt frame: the decoder reports damage" if frame.is_corrupt else None
-        return self._captured(None if fault else frame.to_ndarray(format="rgb24"), fault)
+        if frame.is_corrupt:
+            return self._captured(None, "corrupt frame: the decoder reports damage")
+        self._corrupt = 0
+        return self._captured(frame.to_ndarray(format="rgb24"), None)
+
+    def _damaged(self, reason: str) -> Captured:
+        """A frame that cannot be decoded; the next one may be, but not for ever."""
+        self._corrupt += 1
+        if self._corrupt > _MOST_CORRUPT:
+            raise SourceError(
+                f"{self._name}: {_MOST_CORRUPT} frames one after another cannot be decoded "
+                f"({reason}); is the codec right, is the cable?"
+            )
+        self._frames = self._container.decode(video=0)
+        return self._captured(None, f"corrupt frame: {reason}")
 
     def _captured(self, pixels: Any, fault: str | None) -> Captured:
         return Captured(
@@ -73,9 +100,13 @@ def open_video(config: VideoSource) -> Stream:
 def open_rtsp(config: RtspSource) -> Stream:
     """An RTSP stream, over TCP so that no packet is lost."""
     name = redacted(config.target)
-    options = {"rtsp_transport": config.transport, "fflags": "nobuffer"}
+    options = {
+        "rtsp_transport": config.transport,
+        "fflags": "nobuffer",
+        "analyzeduration": "1000000",  # us; a camera that comes back is not looked at for longer
+    }
     container = _open(config.target, name=name, options=options, timeout_s=config.timeout_s)
-    return Stream(container, name=name, ends=False, period_s=None)
+    return Stream(container, name=name, ends=False, timeout_s=config.timeout_s)
 
 
 def open_v4l2(config: V4l2Source) -> Stream:
@@ -86,9 +117,9 @@ def open_v4l2(config: V4l2Source) -> Stream:
     if config.size is not None:
         options["video_size"] = config.size
     container = _open(
-        config.target, name=config.target, options=options, format="v4l2", timeout_s=5.0
+        config.target, name=config.target, options=options, format="v4l2", timeout_s=4.0
     )
-    return Stream(container, name=config.target, ends=False, period_s=None)
+    return Stream(container, name=config.target, ends=False)
 
 
 def _open(
@@ -100,17 +131,26 @@ def _open(
     timeout_s: float | None = None,
 ) -> Any:
     av = require("av")
+    begin_s = time.monotonic()
     try:
         return av.open(target, options=options or {}, format=format, timeout=timeout_s)
     except av.error.FFmpegError as error:
+        if is_late(begin_s, timeout_s):
+            raise SourceError(f"{name}: {_WORDS['TimeoutError']}") from error
         raise SourceError(f"{name}: {in_words(error)}") from error
     except ValueError as error:  # an input format that this FFmpeg was built without
         raise SourceError(f"{name}: {error}") from error
 
 
+def is_late(begin_s: float, timeout_s: float | None) -> bool:
+    """Whether what began then ended because its time was over."""
+    return timeout_s is not None and time.monotonic() - begin_s >= timeout_s
+
+
 _WORDS = {
     "FileNotFoundError": "not found: no such file or device; is it plugged in, is the path right?",
     "PermissionError": "not permitted: add the user to the group `video`, or change the rights",
+    "IsADirectoryError": "is a folder; to judge the images in it: folder:PATH",
     "HTTPUnauthorizedError": "refused: user or password is wrong",
     "HTTPForbiddenError": "refused: the user may not see this stream",
     "HTTPNotFoundError": "not found: the camera has no stream of that path",
