@@ -38,9 +38,19 @@ INSTRUCTION_SETS: dict[str, list[InstructionSet]] = {
     "": [("portable", 4, 2, [])],
 }
 
-# Kernels of narrower numbers, beside the instruction set that they extend.
-NARROW_KERNELS: dict[str, dict[str, list[str]]] = {
-    "avx512": {"kernel_bf16": ["-mavx512bw", "-mavx512vl", "-mavx512bf16"]},
+# Kernels of narrower numbers, beside the instruction set that they extend: name, source, flags.
+AVX512 = ["-mavx512bw", "-mavx512vl"]
+NARROW_KERNELS: dict[str, list[tuple[str, str, list[str]]]] = {
+    "portable": [("portable_int8", "kernel_int8", [])],
+    "avx2": [("avx2_int8", "kernel_int8", [])],
+    "avx512": [
+        ("avx512_bf16", "kernel_bf16", [*AVX512, "-mavx512bf16"]),
+        ("avx512_vnni", "kernel_int8", [*AVX512, "-mavx512vnni"]),
+    ],
+    "neon": [
+        ("neon_int8", "kernel_int8", []),
+        ("neon_dotprod", "kernel_int8", ["-march=armv8.2-a+dotprod"]),
+    ],
 }
 
 
@@ -107,10 +117,10 @@ def build_kernel(
             for part in ("kernel", "attention_tile"):
                 compiled = Path(scratch, f"{part}-{name}.o")
                 objects.append(compile_object(compiler, words, native / f"{part}.cpp", compiled))
-            for part, extra in NARROW_KERNELS.get(name, {}).items():
-                compiled = Path(scratch, f"{part}.o")
-                words = [*flags, *own, *extra]
-                objects.append(compile_object(compiler, words, native / f"{part}.cpp", compiled))
+            for narrow, part, extra in NARROW_KERNELS[name]:
+                compiled = Path(scratch, f"{narrow}.o")
+                more = [*words, *extra, f"-DLPVIT_INT8={narrow}"]
+                objects.append(compile_object(compiler, more, native / f"{part}.cpp", compiled))
         command([*compiler, *flags, "-shared", *objects, "-o", str(target)])
 
 

@@ -20,7 +20,8 @@ from lpvit_edge.pattern import parse_pattern  # noqa: E402
 from lpvit_edge.prune import Form  # noqa: E402
 from lpvit_edge.trial import masked_by_magnitude  # noqa: E402
 from lpvit_engines import load_engine, openvino_node  # noqa: E402
-from lpvit_engines.native import instruction_sets, tbb_threads  # noqa: E402
+from lpvit_engines.native import instruction_sets  # noqa: E402
+from lpvit_engines.native_library import tbb_threads  # noqa: E402
 from lpvit_engines.openvino_attention import attention  # noqa: E402
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}

@@ -10,6 +10,7 @@ from lpvit_edge.errors import EnvironmentUnfitError
 from lpvit_engines import native
 from lpvit_engines.block_sparse import BlockSparseMatrix, reference
 from lpvit_engines.native import BF16_INSTRUCTION_SET, PackedLayer, fma_flops, instruction_set
+from lpvit_engines.native_library import library
 from tests.test_block_sparse import (
     BLOCKS,
     TOKENS,
@@ -24,7 +25,7 @@ from tests.test_block_sparse import (
 # A bfloat16 has 8 significant bits: rounding to the nearest is off by 2^-9 of the value at most,
 # so a product of two rounded numbers by 2 * 2^-9 + 2^-18.
 PRODUCT_ERROR = 2.0**-8 + 2.0**-18
-HAS_BF16 = bool(native.library().lpvit_supports(BF16_INSTRUCTION_SET.encode()))
+HAS_BF16 = bool(library().lpvit_supports(BF16_INSTRUCTION_SET.encode()))
 ON_BF16 = pytest.mark.skipif(not HAS_BF16, reason="needs a processor with AVX512_BF16")
 
 
@@ -133,7 +134,7 @@ def test_bfloat16_in_and_out_rounds_only_the_answer(block: tuple[int, int]) -> N
     halves = (x.view(np.uint32) >> 16).astype(np.uint16)
     out = np.zeros((65, matrix.out_features), np.uint16)
     with PackedLayer(matrix, precision="bf16") as layer:
-        failed = native.library().lpvit_run_prepared(
+        failed = library().lpvit_run_prepared(
             layer.addresses["layer"], None, halves.ctypes.data, 65, out.ctypes.data, 1
         )
         expected = rounded(run(layer, x))

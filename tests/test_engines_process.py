@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from lpvit_edge.errors import EnvironmentUnfitError
-from lpvit_engines import native, openvino_node
+from lpvit_engines import native_library, openvino_node
 from lpvit_engines.block_sparse import BlockSparseMatrix
 from tests.native.onnx_models import save, sparse_model
 
@@ -69,7 +69,7 @@ def test_the_kernel_runs_on_the_thread_pool_that_openvino_brought() -> None:
     code = """
 import openvino
 from pathlib import Path
-from lpvit_engines.native import tbb_threads
+from lpvit_engines.native_library import tbb_threads
 tbb_threads()
 lines = Path("/proc/self/maps").read_text().splitlines()
 pools = {line.split()[-1] for line in lines if "libtbb.so" in line}
@@ -83,11 +83,11 @@ def test_the_kernel_gets_as_many_threads_as_the_engine(threads: int, model: Path
     code = """
 import ctypes, pathlib
 import numpy as np, openvino
-from lpvit_engines import native, openvino_engine
+from lpvit_engines import native_library, openvino_engine
 CONCURRENCY = ctypes.CFUNCTYPE(ctypes.c_int)
 class Threads(ctypes.Structure):
     _fields_ = [("concurrency", CONCURRENCY), ("run", ctypes.c_void_p)]
-real = Threads.from_address(native.tbb_threads())
+real = Threads.from_address(native_library.tbb_threads())
 seen = set()
 def concurrency():
     seen.add(real.concurrency())
@@ -121,6 +121,6 @@ def test_a_library_of_another_interface_is_refused_before_it_computes_nonsense(
     (tmp_path / "stale.c").write_text(source)
     stale = tmp_path / "_block_sparse.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", stale, tmp_path / "stale.c"], check=True)
-    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(native_library, "_FOLDER", tmp_path)
     with pytest.raises(EnvironmentUnfitError, match=found):
-        native.library.__wrapped__()
+        native_library.library.__wrapped__()

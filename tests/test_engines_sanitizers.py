@@ -18,6 +18,7 @@ NATIVE = ROOT / "engines" / "native"
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 ON_X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 machine")
 CROSS = "aarch64-linux-gnu-g++"
+PORTABLE = ["portable_int8 equals float64 in 34 cases", "portable equals float64 in 44 cases"]
 HAS_QEMU = shutil.which(CROSS) is not None and shutil.which("qemu-aarch64") is not None
 
 
@@ -64,7 +65,7 @@ def test_the_portable_kernel_steps_nowhere_it_should_not(build: ModuleType, tmp_
         sets=sets,
         flags=[*SANITIZERS, "-DLPVIT_ONLY_PORTABLE"],
     )
-    assert lines == ["portable equals float64 in 44 cases"]
+    assert lines == PORTABLE
 
 
 @ON_X86
@@ -76,8 +77,11 @@ def test_every_instruction_set_of_this_machine_steps_nowhere_it_should_not(
     lines = run_check(build, tmp_path, compiler=compiler, sets=sets, flags=SANITIZERS)
     expected = [
         ("avx512_bf16", 34, "avx512_bf16" in flags),
+        ("avx512_vnni", 34, "avx512_vnni" in flags),
         ("avx512", 44, "avx512f" in flags),
+        ("avx2_int8", 34, {"avx2", "fma"} <= set(flags)),
         ("avx2", 44, {"avx2", "fma"} <= set(flags)),
+        ("portable_int8", 34, True),
         ("portable", 44, True),
     ]
     assert lines == [
@@ -99,7 +103,7 @@ def test_the_sixteen_lane_form_is_right_on_eight_lanes(build: ModuleType, tmp_pa
         sets=sets,
         flags=[*SANITIZERS, "-DLPVIT_ONLY_PORTABLE"],
     )
-    assert lines == ["portable equals float64 in 44 cases"]
+    assert lines == PORTABLE
 
 
 @pytest.mark.skipif(not HAS_QEMU, reason="needs g++-aarch64-linux-gnu and qemu-user")
@@ -112,4 +116,9 @@ def test_neon_equals_float64_under_qemu(build: ModuleType, tmp_path: Path) -> No
         flags=[],
         runner=("qemu-aarch64", "-L", os.environ.get("QEMU_LD_PREFIX", "/usr/aarch64-linux-gnu")),
     )
-    assert lines == ["neon equals float64 in 44 cases", "portable equals float64 in 44 cases"]
+    assert lines == [
+        "neon_dotprod equals float64 in 34 cases",
+        "neon_int8 equals float64 in 34 cases",
+        "neon equals float64 in 44 cases",
+        *PORTABLE,
+    ]

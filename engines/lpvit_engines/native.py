@@ -1,15 +1,14 @@
-"""The native kernel, through ctypes: which instruction set runs, and packed layers.
+"""The native kernel: which instruction set runs, and packed layers.
 
 The environment variable LPVIT_ISA (avx512, avx2, neon or portable) forces an instruction set for
-float32. bfloat16 has one only: avx512_bf16.
+float32 and int8. bfloat16 has one only: avx512_bf16.
 """
 
 import ctypes
 import os
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,38 +17,35 @@ from numpy.typing import NDArray
 
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines.block_sparse import Activation, BlockSparseMatrix
+from lpvit_engines.native_library import Matrix, library
 
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")  # best first
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "int8"]
 BF16_INSTRUCTION_SET = "avx512_bf16"
+# Best first, each with the name that forces it; NEON has two.
+INT8_INSTRUCTION_SETS = {
+    "avx512_vnni": "avx512",
+    "avx2_int8": "avx2",
+    "neon_dotprod": "neon",
+    "neon_int8": "neon",
+    "portable_int8": "portable",
+}
+# 255 * 127 * this many features still fits an int32 sum.
+INT8_MOST_FEATURES = 65_536
 _ACTIVATIONS: dict[str, int] = {"none": 0, "gelu": 1}
-INTERFACE = 2  # LPVIT_INTERFACE of native/layer.h
-_FOLDER = Path(__file__).parent
-
-
-class _Matrix(ctypes.Structure):
-    """LpvitMatrix of native/layer.h."""
-
-    _fields_ = (
-        ("values", ctypes.c_void_p),
-        ("row_ptr", ctypes.c_void_p),
-        ("col_idx", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("in_features", ctypes.c_int32),
-        ("out_features", ctypes.c_int32),
-        ("block_rows", ctypes.c_int32),
-        ("block_cols", ctypes.c_int32),
-        ("activation", ctypes.c_int32),
-    )
 
 
 class PackedLayer:
     """A block-sparse linear layer in the kernel's own layout; close() frees its memory.
 
-    In bf16, weights and x are rounded to bfloat16 and the products added up in float32. `threads`
-    is the address of a table of thread functions (tbb_threads()), or None to run on the calling
-    thread. Raises EngineError for a bias or an activation that does not fit, and
-    EnvironmentUnfitError where this machine has no instructions for the precision.
+    In bf16, weights and x are rounded to bfloat16 and the products added up in float32. In int8
+    each output's weights have a scale, each token's x a scale and a zero point, taken from its own
+    numbers in every call; integers are added up exactly, and bias and activation are float32.
+
+    `threads` is the address of a table of thread functions (tbb_threads()), or None to run on the
+    calling thread. Raises EngineError for a bias or an activation that does not fit, for more than
+    INT8_MOST_FEATURES input features in int8, and EnvironmentUnfitError where this machine has no
+    instructions for the precision.
     """
 
     def __init__(
@@ -64,6 +60,11 @@ class PackedLayer:
     ) -> None:
         self._handle = None
         self.isa = isa or instruction_set(precision)
+        if self.isa in INT8_INSTRUCTION_SETS and matrix.in_features > INT8_MOST_FEATURES:
+            raise EngineError(
+                f"{matrix.in_features} input features: in int8 a sum over more than "
+                f"{INT8_MOST_FEATURES} may leave 32 bits. Run this layer in float32"
+            )
         self.in_features = matrix.in_features
         self.out_features = matrix.out_features
         self.pattern = f"{matrix.block_rows}x{matrix.block_cols}"
@@ -71,17 +72,17 @@ class PackedLayer:
         self._handle = _create(self._library, matrix, bias, activation, self.isa)
         # run(x_address, tokens, out_address) is the call without checks: contiguous float32
         # (tokens, features) at both addresses. A partial adds no Python frame to the C call.
-        is_bf16 = self.isa == BF16_INSTRUCTION_SET
-        called = self._library.lpvit_run_prepared if is_bf16 else self._library.lpvit_run
+        is_prepared = self.isa not in INSTRUCTION_SETS  # which copies x first
+        called = self._library.lpvit_run_prepared if is_prepared else self._library.lpvit_run
         call = partial(called, ctypes.c_void_p(self._handle), ctypes.c_void_p(threads))
         self.run: Callable[[int, int, int], None] = (
-            partial(_run_prepared, call) if is_bf16 else call
+            partial(_run_prepared, call) if is_prepared else call
         )
         self.addresses = {
             "run": ctypes.cast(called, ctypes.c_void_p).value or 0,
             "layer": self._handle,
             "threads": threads or 0,
-            "bf16": int(is_bf16),
+            "prepared": int(is_prepared),
         }
 
     def __call__(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
@@ -124,9 +125,10 @@ class PackedLayer:
         self.close()
 
 
-def instruction_sets() -> tuple[str, ...]:
-    """What this machine can run, best first."""
-    return tuple(isa for isa in INSTRUCTION_SETS if library().lpvit_supports(isa.encode()))
+def instruction_sets(precision: Precision = "float32") -> tuple[str, ...]:
+    """What this machine can run in float32 or int8, best first."""
+    names = INT8_INSTRUCTION_SETS if precision == "int8" else INSTRUCTION_SETS
+    return tuple(isa for isa in names if library().lpvit_supports(isa.encode()))
 
 
 def instruction_set(precision: Precision = "float32") -> str:
@@ -136,10 +138,10 @@ def instruction_set(precision: Precision = "float32") -> str:
     """
     if precision == "bf16":
         return _bf16_instruction_set()
-    available = instruction_sets()
+    available = instruction_sets(precision)
     forced = os.environ.get("LPVIT_ISA")
     if forced is None:
-        if available == ("portable",):
+        if available[0].startswith("portable"):
             warnings.warn(
                 "this processor has none of AVX-512, AVX2 and NEON: the sparse layers run on the "
                 "portable kernel, several times slower than a tuned dense engine",
@@ -147,12 +149,13 @@ def instruction_set(precision: Precision = "float32") -> str:
                 stacklevel=2,
             )
         return available[0]
-    if forced not in available:
+    names = {INT8_INSTRUCTION_SETS.get(isa, isa): isa for isa in reversed(available)}
+    if forced not in names:
         raise EnvironmentUnfitError(
-            f"LPVIT_ISA={forced}, but this machine runs: {', '.join(available)}. Choose one of "
-            "these or unset LPVIT_ISA"
+            f"LPVIT_ISA={forced}, but this machine runs {precision} on: "
+            f"{', '.join(reversed(names))}. Choose one of these or unset LPVIT_ISA"
         )
-    return forced
+    return names[forced]
 
 
 def _bf16_instruction_set() -> str:
@@ -170,82 +173,12 @@ def _bf16_instruction_set() -> str:
     return BF16_INSTRUCTION_SET
 
 
-def fma_flops(rounds: int, *, precision: Precision = "float32") -> int:
+def fma_flops(rounds: int, *, precision: Precision = "float32", isa: str | None = None) -> int:
     """Run multiply-adds on registers alone and return how many operations that were (2 each).
 
     Timed, it gives the peak of one core for the instruction set in use.
     """
-    return int(library().lpvit_fma_loop(instruction_set(precision).encode(), rounds))
-
-
-@cache
-def library() -> Any:
-    """The kernel's shared library, with argument types set.
-
-    Raises EnvironmentUnfitError where it was never compiled.
-    """
-    loaded = _load("_block_sparse.so")
-    loaded.lpvit_supports.argtypes = [ctypes.c_char_p]
-    loaded.lpvit_create.argtypes = [ctypes.POINTER(_Matrix), ctypes.c_char_p]
-    loaded.lpvit_create.restype = ctypes.c_void_p
-    loaded.lpvit_destroy.argtypes = [ctypes.c_void_p]
-    loaded.lpvit_destroy.restype = None
-    loaded.lpvit_bytes.argtypes = [ctypes.c_void_p]
-    loaded.lpvit_bytes.restype = ctypes.c_int64
-    pointer = ctypes.c_void_p
-    loaded.lpvit_run.argtypes = [pointer, pointer, pointer, ctypes.c_int64, pointer]
-    loaded.lpvit_run.restype = None
-    loaded.lpvit_run_prepared.argtypes = [*loaded.lpvit_run.argtypes, ctypes.c_int32]
-    loaded.lpvit_run_prepared.restype = ctypes.c_int32
-    loaded.lpvit_attention_kernel.argtypes = [ctypes.c_char_p, ctypes.c_int32]
-    loaded.lpvit_attention_kernel.restype = pointer
-    loaded.lpvit_attention.argtypes = [
-        *(pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32),
-        *(ctypes.c_float, pointer),
-    ]
-    loaded.lpvit_attention.restype = ctypes.c_int32
-    loaded.lpvit_fma_loop.argtypes = [ctypes.c_char_p, ctypes.c_int64]
-    loaded.lpvit_fma_loop.restype = ctypes.c_int64
-    return loaded
-
-
-@cache
-def tbb_threads() -> int:
-    """Address of the thread functions that run on the TBB workers already in this process.
-
-    OpenVINO must have been imported before: its libtbb.so.12 is the one that is found. Raises
-    EnvironmentUnfitError where no TBB is loaded or installed.
-    """
-    return ctypes.addressof(ctypes.c_char.in_dll(_load("_tbb_threads.so"), "lpvit_tbb_threads"))
-
-
-def _load(name: str) -> ctypes.CDLL:
-    path = _FOLDER / name
-    if not path.is_file():
-        raise EnvironmentUnfitError(
-            f"{name} is not beside {_FOLDER.name}: the native kernel was never compiled. Install "
-            "the package (pip install .), or in a checkout run: python hatch_build.py"
-        )
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise EnvironmentUnfitError(
-            f"cannot load {name}: {error}. Compile it on this machine (python hatch_build.py in a "
-            "checkout); _tbb_threads.so also needs OpenVINO to be imported first"
-        ) from error
-    refuse_stale(loaded, path)
-    return loaded
-
-
-def refuse_stale(loaded: ctypes.CDLL, path: Path) -> None:
-    """EnvironmentUnfitError for a library that was compiled from other sources' interface."""
-    found = loaded.lpvit_interface() if hasattr(loaded, "lpvit_interface") else None
-    if found != INTERFACE:
-        raise EnvironmentUnfitError(
-            f"{path.name} has interface {found or 'of an older version'}, this package needs "
-            f"{INTERFACE}: it was compiled from other sources and would compute nonsense. Install "
-            "the package again (pip install .), or in a checkout run: python hatch_build.py"
-        )
+    return int(library().lpvit_fma_loop((isa or instruction_set(precision)).encode(), rounds))
 
 
 def _create(
@@ -267,7 +200,7 @@ def _create(
     arrays = (matrix.values, matrix.row_ptr, matrix.col_idx, bias)
     held = [None if a is None else np.ascontiguousarray(a) for a in arrays]
     handle = loaded.lpvit_create(
-        _Matrix(
+        Matrix(
             *(None if a is None else a.ctypes.data for a in held),
             matrix.in_features,
             matrix.out_features,

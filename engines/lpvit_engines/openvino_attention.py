@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
-from lpvit_engines.native import instruction_set, library
+from lpvit_engines.native import instruction_set
+from lpvit_engines.native_library import library
 
 NODE = "Attention"
 # Of the largest output; float32 sums over a few hundred tokens differ by about 1e-6.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines.inputs import check_input
-from lpvit_engines.native import Precision, instruction_set, tbb_threads
+from lpvit_engines.native import Precision, instruction_set
+from lpvit_engines.native_library import tbb_threads
 from lpvit_engines.openvino_node import SparseNodes
 
 OLDEST_OPENVINO = 2026

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines.block_sparse import BlockSparseMatrix
-from lpvit_engines.native import PackedLayer, Precision, refuse_stale
+from lpvit_engines.native import PackedLayer, Precision
+from lpvit_engines.native_library import refuse_stale
 from lpvit_engines.openvino_attention import fuse_attention
 
 _LOG = logging.getLogger(__name__)

@@ -163,6 +163,6 @@ int64_t fma_loop(int64_t rounds) {
 
 extern const Kernel LPVIT_SYMBOL(LPVIT_ISA);
 const Kernel LPVIT_SYMBOL(LPVIT_ISA) = {LPVIT_NAME(LPVIT_ISA), LPVIT_LANES, LPVIT_WIDEST, 1, run,
-                                       fma_loop, nullptr};
+                                       fma_loop, nullptr, 0};
 
 }  // namespace lpvit

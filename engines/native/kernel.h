@@ -20,7 +20,8 @@ struct Strip {
     const float* weights;   // per block, per column: vectors * lanes floats, padded with zeros; per
                             // step: as many words of `step` weights
     const int32_t* columns; // first input feature of each stored block; every feature of each step
-    const float* bias;      // vectors * lanes floats, padded with zeros
+    const float* bias;      // vectors * lanes floats, padded with zeros. For int8 weights as many
+                            // scales and as many sums of weights, int32, follow
     int32_t blocks;
     int32_t first_output;
     int32_t outputs; // how many of the vectors * lanes outputs exist
@@ -33,7 +34,7 @@ struct Operands {
     void* y;
     std::size_t x_stride;
     std::size_t y_stride;
-    Element element; // kFloat32 for a kernel without preparation
+    Element element; // kBfloat16 for avx512_bf16 alone
     void* prepared;  // X as `prepare` leaves it
     void* scratch;   // of one task
 };
@@ -58,17 +59,23 @@ struct Kernel {
     // Multiply-adds on registers alone, to learn a core's peak; returns the operations done.
     int64_t (*fma_loop)(int64_t rounds);
     const Preparation* preparation; // null: X is read as it lies
+    int32_t weight_levels;          // largest int8 weight; 0: weights are not int8
 };
 
 // LPVIT_ONLY_PORTABLE is for tests that compile one kernel alone.
 #if defined(LPVIT_ONLY_PORTABLE)
 #elif defined(__x86_64__)
 extern const Kernel avx512_bf16_kernel;
+extern const Kernel avx512_vnni_kernel;
+extern const Kernel avx2_int8_kernel;
 extern const Kernel avx512_kernel;
 extern const Kernel avx2_kernel;
 #elif defined(__aarch64__)
 extern const Kernel neon_kernel;
+extern const Kernel neon_int8_kernel;
+extern const Kernel neon_dotprod_kernel;
 #endif
 extern const Kernel portable_kernel;
+extern const Kernel portable_int8_kernel;
 
 }  // namespace lpvit

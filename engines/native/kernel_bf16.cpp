@@ -192,6 +192,7 @@ const Preparation preparation = {prepared_bytes, scratch_bytes, prepare};
 }  // namespace
 
 extern const Kernel avx512_bf16_kernel;
-const Kernel avx512_bf16_kernel = {"avx512_bf16", kLanes, kWidest, kStep, run, fma_loop, &preparation};
+const Kernel avx512_bf16_kernel = {
+    "avx512_bf16", kLanes, kWidest, kStep, run, fma_loop, &preparation, 0};
 
 }  // namespace lpvit

@@ -9,7 +9,7 @@ extern "C" {
 
 // Raised with every change of what the three libraries and Python hand each other: Python refuses a
 // library of another number, which would compute nonsense (INTERFACE in lpvit_engines/native.py).
-#define LPVIT_INTERFACE 2
+#define LPVIT_INTERFACE 3
 int32_t lpvit_interface();
 
 // Runs task(context, i) for every i in [0, tasks), on `concurrency()` threads at most.
@@ -43,8 +43,8 @@ int64_t lpvit_bytes(const LpvitLayer* layer);
 // y (tokens, out_features) = act(x (tokens, in_features) W^T + bias); null threads: the caller's.
 void lpvit_run(const LpvitLayer* layer, const LpvitThreads* threads, const float* x,
                int64_t tokens, float* y);
-// The same for a layer of avx512_bf16: x and y are float32 (element 0) or bfloat16 (1). 0, or 1 where
-// memory ran out and y was not written.
+// The same for a layer of avx512_bf16, or of int8: x and y are float32 (element 0) or, for avx512_bf16
+// alone, bfloat16 (1). 0, or 1 where memory ran out and y was not written.
 int32_t lpvit_run_prepared(const LpvitLayer* layer, const LpvitThreads* threads, const void* x,
                            int64_t tokens, void* y, int32_t element);
 // The attention of one instruction set for heads of that width; null where there is none.

@@ -25,12 +25,12 @@ public:
         auto shape = get_input_partial_shape(0);
         if (m_out_features > 0) shape[shape.size() - 1] = m_out_features;
         // A layer in bfloat16 takes float32 too, and answers in what it was given.
-        set_output_type(0, m_bf16 ? get_input_element_type(0) : ov::element::f32, shape);
+        set_output_type(0, m_prepared ? get_input_element_type(0) : ov::element::f32, shape);
     }
 
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
         auto copy = std::make_shared<BlockSparseLinear>();
-        copy->m_bf16 = m_bf16;
+        copy->m_prepared = m_prepared;
         copy->m_run = m_run;
         copy->m_layer = m_layer;
         copy->m_threads = m_threads;
@@ -45,7 +45,7 @@ public:
         visitor.on_attribute("layer", m_layer);
         visitor.on_attribute("threads", m_threads);
         visitor.on_attribute("out_features", m_out_features);
-        visitor.on_attribute("bf16", m_bf16);
+        visitor.on_attribute("prepared", m_prepared);
         return true;
     }
 
@@ -58,7 +58,7 @@ public:
         if (outputs[0].get_shape() != shape) outputs[0].set_shape(shape);
         const auto* layer = reinterpret_cast<const LpvitLayer*>(m_layer);
         const auto* threads = reinterpret_cast<const LpvitThreads*>(m_threads);
-        if (m_bf16)
+        if (m_prepared)
             return reinterpret_cast<decltype(&lpvit_run_prepared)>(m_run)(
                        layer, threads, inputs[0].data(), static_cast<int64_t>(tokens),
                        outputs[0].data(),
@@ -74,7 +74,7 @@ private:
     int64_t m_layer = 0;
     int64_t m_threads = 0;
     int64_t m_out_features = 0;
-    int64_t m_bf16 = 0;  // 1: m_run is lpvit_run_prepared
+    int64_t m_prepared = 0;  // 1: m_run is lpvit_run_prepared, of bfloat16 or int8
 };
 
 // Attention in a network with sparse layers; lpvit_engines/openvino_attention.py says where. It

@@ -6,24 +6,60 @@
 #include <cstring>
 #include <new>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace lpvit {
 
-const Kernel* find_kernel(const char* isa) {
-    if (std::strcmp(isa, "portable") == 0) return &portable_kernel;
+namespace {
+
+// A kernel, and whether the machine has what it needs.
+struct Choice {
+    const Kernel* kernel;
+    bool is_here;
+};
+
 #if defined(LPVIT_ONLY_PORTABLE)
 #elif defined(__x86_64__)
-    if (std::strcmp(isa, "avx512_bf16") == 0)
-        return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-                       __builtin_cpu_supports("avx512vl")
-                   ? &avx512_bf16_kernel
-                   : nullptr;
-    if (std::strcmp(isa, "avx512") == 0 && __builtin_cpu_supports("avx512f")) return &avx512_kernel;
-    if (std::strcmp(isa, "avx2") == 0 && __builtin_cpu_supports("avx2") &&
-        __builtin_cpu_supports("fma"))
-        return &avx2_kernel;
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
 #elif defined(__aarch64__)
-    if (std::strcmp(isa, "neon") == 0) return &neon_kernel;  // part of every ARMv8-A
+bool has_dotprod() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return false;
 #endif
+}
+#endif
+
+}  // namespace
+
+const Kernel* find_kernel(const char* isa) {
+    const Choice choices[] = {
+        {&portable_kernel, true},
+        {&portable_int8_kernel, true},
+#if defined(LPVIT_ONLY_PORTABLE)
+#elif defined(__x86_64__)
+        {&avx2_kernel, has_avx2()},
+        {&avx2_int8_kernel, has_avx2()},
+        {&avx512_kernel, __builtin_cpu_supports("avx512f") != 0},
+        {&avx512_bf16_kernel, has_avx512() && __builtin_cpu_supports("avx512bf16")},
+        {&avx512_vnni_kernel, has_avx512() && __builtin_cpu_supports("avx512vnni")},
+#elif defined(__aarch64__)
+        {&neon_kernel, true},  // part of every ARMv8-A
+        {&neon_int8_kernel, true},
+        {&neon_dotprod_kernel, has_dotprod()},
+#endif
+    };
+    for (const Choice& choice : choices)
+        if (std::strcmp(choice.kernel->name, isa) == 0)
+            return choice.is_here ? choice.kernel : nullptr;
     return nullptr;
 }
 
@@ -92,31 +128,56 @@ void add_strips(LpvitLayer& layer, const LpvitMatrix& matrix, int32_t block_row,
     }
 }
 
+// The values of one output in the stored columns of its block row, one after the other.
+template <class Visit>
+void for_each_column(const LpvitMatrix& matrix, int32_t output, const Visit& visit) {
+    const int32_t block_row = output / matrix.block_rows, row = output % matrix.block_rows;
+    int64_t column = 0;
+    for (int32_t block = matrix.row_ptr[block_row]; block < matrix.row_ptr[block_row + 1]; ++block) {
+        const float* const values =
+            matrix.values + (int64_t{block} * matrix.block_rows + row) * matrix.block_cols;
+        for (int32_t c = 0; c < matrix.block_cols; ++c) visit(column++, values[c]);
+    }
+}
+
 // Copies the strip's slice of every block, transposed: columns outermost, outputs contiguous; the
 // columns of one step side by side in each output's word.
 void pack_strip(const LpvitLayer& layer, const Strip& strip, const LpvitMatrix& matrix,
-                float* weights, float* bias) {
+                float* weights) {
     const int32_t width = strip.vectors * layer.kernel->lanes, step = layer.kernel->step;
-    const int32_t block_row = strip.first_output / matrix.block_rows;
-    const int32_t row = strip.first_output % matrix.block_rows;
-    const int64_t stored = matrix.row_ptr[block_row];
-    const int64_t columns = (matrix.row_ptr[block_row + 1] - stored) * matrix.block_cols;
-    for (int64_t c = 0; c < columns; ++c) {
-        const int64_t block = stored + c / matrix.block_cols;
-        const float* values = matrix.values +
-                              (block * matrix.block_rows + row) * matrix.block_cols +
-                              c % matrix.block_cols;
-        float* const to = weights + c / step * width;
-        for (int32_t r = 0; r < strip.outputs; ++r) {
-            const float value = values[int64_t{r} * matrix.block_cols];
+    for (int32_t r = 0; r < strip.outputs; ++r)
+        for_each_column(matrix, strip.first_output + r, [&](int64_t c, float value) {
+            float* const to = weights + c / step * width;
             if (step == 1)
                 to[r] = value;
             else
                 reinterpret_cast<uint16_t*>(to)[r * step + c % step] = bfloat16(value);
-        }
+        });
+}
+
+// The same in int8, one scale for each output: its largest weight becomes the largest level. After
+// the bias follow the scales and the sums of weights. What is not finite makes the scale NaN.
+void pack_int8_strip(const LpvitLayer& layer, const Strip& strip, const LpvitMatrix& matrix,
+                     float* weights, float* bias) {
+    const int32_t width = strip.vectors * layer.kernel->lanes, step = layer.kernel->step;
+    float* const scales = bias + width;
+    auto* const sums = reinterpret_cast<int32_t*>(scales + width);
+    for (int32_t r = 0; r < strip.outputs; ++r) {
+        const int32_t output = strip.first_output + r;
+        float largest = 0, poison = 0;
+        for_each_column(matrix, output, [&](int64_t, float value) {
+            largest = std::max(largest, std::fabs(value));
+            poison += value * 0.0f;
+        });
+        const double levels = layer.kernel->weight_levels;
+        const double factor = poison == 0.0f && largest > 0 ? levels / largest : 0.0;
+        scales[r] = poison == 0.0f ? static_cast<float>(largest / levels) : poison;
+        for_each_column(matrix, output, [&](int64_t c, float value) {
+            const auto q = static_cast<int8_t>(factor == 0.0 ? 0 : std::lrint(value * factor));
+            reinterpret_cast<int8_t*>(weights + c / step * width)[r * step + c % step] = q;
+            sums[r] += q;
+        });
     }
-    if (matrix.bias != nullptr)
-        std::copy_n(matrix.bias + strip.first_output, strip.outputs, bias);
 }
 
 std::size_t strip_floats(const LpvitLayer& layer, const Strip& strip) {
@@ -124,13 +185,17 @@ std::size_t strip_floats(const LpvitLayer& layer, const Strip& strip) {
            layer.kernel->step;
 }
 
+// Bias, and for int8 scales and sums.
+std::size_t strip_constants(const LpvitLayer& layer, const Strip& strip) {
+    return std::size_t(strip.vectors * layer.kernel->lanes) * (layer.kernel->weight_levels ? 3 : 1);
+}
+
 // Lays the strips out one after the other and fills them.
 void pack(LpvitLayer& layer, const LpvitMatrix& matrix) {
-    const int32_t lanes = layer.kernel->lanes;
     std::size_t weights = 0, bias = 0;
     for (const Strip& strip : layer.strips) {
         weights += strip_floats(layer, strip);
-        bias += strip.vectors * lanes;
+        bias += strip_constants(layer, strip);
     }
     layer.weights = zeros(weights);
     layer.bias = zeros(bias);
@@ -138,11 +203,16 @@ void pack(LpvitLayer& layer, const LpvitMatrix& matrix) {
     float* next_weights = layer.weights.get();
     float* next_bias = layer.bias.get();
     for (Strip& strip : layer.strips) {
-        pack_strip(layer, strip, matrix, next_weights, next_bias);
+        if (layer.kernel->weight_levels)
+            pack_int8_strip(layer, strip, matrix, next_weights, next_bias);
+        else
+            pack_strip(layer, strip, matrix, next_weights);
+        if (matrix.bias != nullptr)
+            std::copy_n(matrix.bias + strip.first_output, strip.outputs, next_bias);
         strip.weights = next_weights;
         strip.bias = next_bias;
         next_weights += strip_floats(layer, strip);
-        next_bias += strip.vectors * lanes;
+        next_bias += strip_constants(layer, strip);
     }
 }
 

@@ -38,7 +38,20 @@ struct Weights {
     std::vector<int32_t> row_ptr, col_idx;
 };
 
-bool is_bfloat16(const char* isa) { return std::strcmp(isa, "avx512_bf16") == 0; }
+// What the numbers are made of, so that only sums differ from float64.
+enum Numbers { kFloat32, kBfloat16, kInt8 };
+
+Numbers numbers_of(const char* isa) {
+    if (std::strcmp(isa, "avx512_bf16") == 0) return kBfloat16;
+    for (const char* name : {"avx512_vnni", "avx2_int8", "neon_dotprod", "neon_int8", "portable_int8"})
+        if (std::strcmp(isa, name) == 0) return kInt8;
+    return kFloat32;
+}
+
+// An int8 kernel finds the scale 1 where an output's largest weight is its largest level, and the
+// numbers of a token reach from kLeast to kLeast + 255.
+constexpr int kLeast = -100;
+int most_weight(const char* isa) { return std::strcmp(isa, "avx2_int8") == 0 ? 63 : 127; }
 
 // The nearest bfloat16, the even one in the middle.
 float rounded(float value) {
@@ -49,14 +62,25 @@ float rounded(float value) {
     return value;
 }
 
-// Weights and x of a bfloat16 kernel are rounded here already, so that only sums differ.
-float draw(std::mt19937& random, bool is_rounded) {
+float draw(std::mt19937& random, Numbers numbers, int least, int most) {
+    if (numbers == kInt8) return float(std::uniform_int_distribution<int>(least, most)(random));
     std::normal_distribution<float> normal;
     const float value = normal(random);
-    return is_rounded ? rounded(value) : value;
+    return numbers == kBfloat16 ? rounded(value) : value;
 }
 
-Weights make_weights(const Case& c, std::mt19937& random, bool is_rounded) {
+std::vector<float> make_tokens(const Case& c, std::mt19937& random, Numbers numbers) {
+    const int in = c.grid_cols * c.cols;
+    std::vector<float> x(std::size_t(c.tokens) * in);
+    for (float& value : x) value = draw(random, numbers, kLeast, kLeast + 255);
+    for (int m = 0; numbers == kInt8 && m < c.tokens; ++m) {
+        x[std::size_t(m) * in] = float(kLeast);
+        x[std::size_t(m) * in + in - 1] = float(kLeast + 255);
+    }
+    return x;
+}
+
+Weights make_weights(const Case& c, std::mt19937& random, Numbers numbers, int most) {
     std::uniform_real_distribution<double> uniform;
     const int in = c.grid_cols * c.cols;
     Weights w;
@@ -68,14 +92,17 @@ Weights make_weights(const Case& c, std::mt19937& random, bool is_rounded) {
             w.col_idx.push_back(j);
             for (int r = 0; r < c.rows; ++r)
                 for (int k = 0; k < c.cols; ++k) {
-                    const float value = draw(random, is_rounded);
+                    const bool is_first = k == 0 && int(w.col_idx.size()) == w.row_ptr.back() + 1;
+                    const float value = numbers == kInt8 && is_first
+                                            ? float(most)
+                                            : draw(random, numbers, -most, most);
                     w.values.push_back(value);
                     w.dense[(std::size_t(i) * c.rows + r) * in + j * c.cols + k] = value;
                 }
         }
         w.row_ptr.push_back(static_cast<int32_t>(w.col_idx.size()));
     }
-    for (int n = 0; n < c.grid_rows * c.rows; ++n) w.bias.push_back(draw(random, false));
+    for (int n = 0; n < c.grid_rows * c.rows; ++n) w.bias.push_back(draw(random, kFloat32, 0, 0));
     return w;
 }
 
@@ -110,18 +137,26 @@ bool run_bfloat16(const LpvitLayer* layer, const LpvitThreads* threads, const Ca
     return true;
 }
 
+bool run(const LpvitLayer* layer, const LpvitThreads* threads, Numbers numbers, const Case& c,
+         const std::vector<float>& x, std::vector<float>& y) {
+    if (numbers == kBfloat16) return run_bfloat16(layer, threads, c, x, y);
+    if (numbers == kInt8)
+        return lpvit_run_prepared(layer, threads, x.data(), c.tokens, y.data(), 0) == 0;
+    lpvit_run(layer, threads, x.data(), c.tokens, y.data());
+    return true;
+}
+
 bool check(const Case& c, const char* isa, const LpvitThreads* threads, std::mt19937& random) {
-    const bool is_rounded = is_bfloat16(isa);
-    const Weights w = make_weights(c, random, is_rounded);
+    const Numbers numbers = numbers_of(isa);
+    const Weights w = make_weights(c, random, numbers, most_weight(isa));
     const int in = c.grid_cols * c.cols, out = c.grid_rows * c.rows;
-    std::vector<float> x(std::size_t(c.tokens) * in), y(std::size_t(c.tokens) * out, NAN);
-    for (float& value : x) value = draw(random, is_rounded);
+    const std::vector<float> x = make_tokens(c, random, numbers);
+    std::vector<float> y(std::size_t(c.tokens) * out, NAN);
     const LpvitMatrix matrix = {w.values.data(), w.row_ptr.data(), w.col_idx.data(), w.bias.data(),
                                 in, out, c.rows, c.cols, c.activation};
     LpvitLayer* layer = lpvit_create(&matrix, isa);
     if (layer == nullptr) return false;
-    const bool is_whole = is_rounded ? run_bfloat16(layer, threads, c, x, y)
-                                     : (lpvit_run(layer, threads, x.data(), c.tokens, y.data()), true);
+    const bool is_whole = run(layer, threads, numbers, c, x, y);
     lpvit_destroy(layer);
     if (!is_whole) return false;
     for (int m = 0; m < c.tokens; ++m)
@@ -194,13 +229,14 @@ bool check_attention(const Heads& c, const char* isa, const LpvitThreads* thread
 
 int main() {
     const LpvitThreads threads = {three, backwards};
-    for (const char* isa : {"avx512_bf16", "avx512", "avx2", "neon", "portable"}) {
+    for (const char* isa : {"avx512_bf16", "avx512_vnni", "avx512", "avx2_int8", "avx2", "neon_dotprod",
+                            "neon_int8", "neon", "portable_int8", "portable"}) {
         if (!lpvit_supports(isa)) continue;
         std::mt19937 random(1);
         for (const Case& c : kCases)
             if (!check(c, isa, nullptr, random) || !check(c, isa, &threads, random)) return 1;
         std::size_t cases = 2 * sizeof(kCases) / sizeof(Case);
-        if (!is_bfloat16(isa)) {  // which has no attention of its own
+        if (numbers_of(isa) == kFloat32) {  // the others have no attention of their own
             for (const Heads& c : kHeads)
                 if (!check_attention(c, isa, nullptr, random) ||
                     !check_attention(c, isa, &threads, random))
