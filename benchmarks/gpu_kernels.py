@@ -2,31 +2,42 @@
 
     python -m benchmarks.gpu_kernels [--batches 1,8,32] [--json OUT.json]
 
-For every linear layer of DeiT-B and DeiT-S: the time of one launch, the speed-up over dense cuBLAS,
-and how close the time is to the floor that the device's own measured roofline sets. Every result is
-compared with float32; a wrong one gets no time. This benchmark has not run on hardware yet.
+For every linear layer of DeiT-B and DeiT-S: all contestants are captured as CUDA graphs, then
+replayed in turns. The table shows the median and the quartiles of the time of one launch and of the
+gains within a round over dense cuBLAS and over torch's block-sparse kernel, and how close the time
+is to the floor that the device's own measured roofline sets. Every result is compared with float32
+before and after the rounds; a wrong one gets no time. This has not run on hardware yet.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import msgspec
 import torch
 
 from benchmarks import gpu_contestants as contestants
 from benchmarks.gpu_contestants import Contestant, Problem
-from benchmarks.gpu_timing import (
-    Roofline,
-    Timer,
-    graph_us,
-    measured_roofline,
+from benchmarks.gpu_goals import kernel_goals
+from benchmarks.gpu_records import KernelRow, KernelTable
+from benchmarks.gpu_rounds import (
+    ROUNDS,
+    WRONG,
+    Entry,
+    Refused,
+    Result,
+    entered,
+    gain,
+    race,
     reason_of,
     refusals,
+    spread,
 )
+from benchmarks.gpu_tables import KERNEL_HEAD, goal_line, kernel_line
+from benchmarks.gpu_timing import Capture, Roofline, capture, measured_roofline
 from lpvit_engines.cuda.manifest import DType
 
 TOKENS = 197
@@ -34,129 +45,176 @@ WIDTHS = {"B": 768, "S": 384}
 LAYERS = {"qkv": (3, 1), "proj": (1, 1), "fc1": (4, 1), "fc2": (1, 4)}
 BLOCKS = ((64, 64), (64, 32), (64, 16), (64, 8), (32, 32), (16, 16))
 DENSITIES = (0.5, 0.3)
-# The copies of the dense weight together. At the lowest density 154 MiB are left, three times the
-# 50 MiB of an H100's L2 cache: no contestant may find its weights there.
-COPIES_BYTES = 512 << 20
+DENSE = "dense cuBLAS"
+# No contestant may find its weights in the L2 cache: at the lowest density the copies together are
+# so many times its size.
+CACHES = 3
 # float16 sums of 3072 products in float32, and the result rounded: see the error column.
 TOLERANCE: dict[DType, float] = {"float16": 2e-3, "bfloat16": 1.6e-2}
+Enter = Callable[[Problem], Contestant]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One contestant on one layer. time_us is None where there is no time, and reason says why."""
-
-    layer: str
-    batch: int
-    kernel: str
-    density: float | None
-    time_us: float | None
-    floor_us: float | None
-    error: float | None
-    reason: str | None
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the benchmark writes."""
-
-    kind: Literal["gpu_kernels"] = "gpu_kernels"
-    format: Literal[1] = 1
-    device: str
-    torch: str
-    cuda: str
-    dtype: str
-    peak_tflops: float
-    bandwidth_gb_s: float
-    rows: list[Row]
-
-
-def entrants() -> Iterator[tuple[str, Callable[[Problem], Contestant]]]:
+def entrants() -> Iterator[tuple[str, Enter]]:
     """Every kernel that is compared, dense first."""
-    yield "dense cuBLAS", contestants.dense
+    yield DENSE, contestants.dense
     yield "2:4 cuSPARSELt", contestants.two_of_four
     for density in DENSITIES:
         for size in (64, 32, 16):
-            enter = partial(contestants.torch_bsr, block=size, density=density)
-            yield f"torch bsr {size}x{size} d={density}", enter
+            bsr = partial(contestants.torch_bsr, block=size, density=density)
+            yield f"torch bsr {size}x{size} d={density}", bsr
+            yield f"torch bsr {size} d={density} s=4", partial(bsr, stages=4)
         for block in BLOCKS:
             enter = partial(contestants.ours, block=block, density=density)
             yield f"ours {block[0]}x{block[1]} d={density}", enter
 
 
-def measure(
-    name: str,
-    enter: Callable[[Problem], Contestant],
-    given: Problem,
-    *,
-    layer: str,
-    batch: int,
-    roofline: Roofline,
-    timer: Timer = graph_us,
-) -> Row:
-    """One row. A library that refuses the layer gives a reason instead of a time."""
-    try:
-        contestant = enter(given)
-        error = relative_error(contestant)
-        wrong = not error <= TOLERANCE[given.dtype]
-        time_us = None if wrong else timer(contestant.run, copies=given.copies)
-    except refusals() as refused:
-        return Row(
-            layer=layer, batch=batch, kernel=name, density=None, time_us=None, floor_us=None,
-            error=None, reason=reason_of(refused),
-        )  # fmt: skip
-    macs = given.weight.numel() * len(given.x) * contestant.density
-    moved = contestant.weight_bytes + 2 * (given.x.numel() + contestant.expected.numel())
-    return Row(
-        layer=layer,
-        batch=batch,
-        kernel=name,
-        density=contestant.density,
-        time_us=time_us,
-        floor_us=roofline.floor_us(macs=macs, moved_bytes=moved),
-        error=error,
-        reason="the result is wrong" if wrong else None,
-    )
-
-
-def relative_error(contestant: Contestant) -> float:
-    found = contestant.run(0).float()
-    return float((found - contestant.expected).abs().max() / contestant.expected.abs().max())
-
-
-def copies_of(out_features: int, in_features: int) -> int:
+def copies_of(out_features: int, in_features: int, *, l2_bytes: int) -> int:
     """How many copies of a half-precision weight the graph walks over."""
-    return -(-COPIES_BYTES // (2 * out_features * in_features))
+    kept_bytes = 2 * out_features * in_features * min(DENSITIES)
+    return -(-CACHES * l2_bytes // int(kept_bytes))
 
 
-def bench_layer(
-    layer: str, *, batch: int, dtype: DType, roofline: Roofline, timer: Timer = graph_us,
-    device: str = "cuda",
-) -> Iterator[Row]:  # fmt: skip
-    """All contestants on one layer, such as "B qkv"."""
+def layer_problem(
+    layer: str, *, batch: int, dtype: DType, l2_bytes: int, device: str = "cuda"
+) -> Problem:
+    """The tensors of one layer, such as "B qkv"."""
     model, name = layer.split()
     out_features, in_features = (factor * WIDTHS[model] for factor in LAYERS[name])
-    given = contestants.problem(
+    return contestants.problem(
         out_features=out_features,
         in_features=in_features,
         tokens=TOKENS * batch,
         dtype=dtype,
-        copies=copies_of(out_features, in_features),
+        copies=copies_of(out_features, in_features, l2_bytes=l2_bytes),
         device=device,
     )
-    for kernel, enter in entrants():
-        yield measure(
-            kernel, enter, given, layer=layer, batch=batch, roofline=roofline, timer=timer
+
+
+def bench(
+    given: Problem,
+    entrants: Mapping[str, Enter],
+    *,
+    layer: str,
+    batch: int,
+    roofline: Roofline,
+    capture: Capture = capture,
+    rounds: int = ROUNDS,
+) -> list[KernelRow]:
+    """One row for every contestant, all captured first and then measured in turns. A library that
+    refuses the layer gives a reason instead of a time."""
+    tolerance = TOLERANCE[given.dtype]
+    made: dict[str, Contestant | Refused] = {n: made_of(e, given) for n, e in entrants.items()}
+    entries: dict[str, Entry | Refused] = {
+        name: found
+        if isinstance(found, Refused)
+        else entered(partial(ready, found, given, capture=capture), tolerance=tolerance)
+        for name, found in made.items()
+    }
+    results = race(entries, rounds=rounds, tolerance=tolerance)
+    return [
+        row_of(
+            name,
+            results,
+            known={n: c for n, c in made.items() if isinstance(c, Contestant)},
+            given=given,
+            layer=layer,
+            batch=batch,
+            roofline=roofline,
         )
+        for name in entrants
+    ]
 
 
-def line(row: Row, *, dense_us: float | None) -> str:
-    """One row as text."""
-    where = f"{row.layer:7} b{row.batch:<3} {row.kernel:24}"
-    if row.time_us is None or row.floor_us is None:
-        return f"{where} -- {row.reason}"
-    gain = f"{dense_us / row.time_us:5.2f}x" if dense_us else "    --"
-    return (
-        f"{where} {row.time_us:8.1f} us {gain}  floor {row.floor_us:7.1f} us "
-        f"({row.floor_us / row.time_us:4.0%})  error {row.error:.1e}"
+def made_of(enter: Enter, given: Problem) -> Contestant | Refused:
+    try:
+        return enter(given)
+    except refusals() as refused:
+        return Refused(reason=reason_of(refused))
+
+
+def ready(contestant: Contestant, given: Problem, *, capture: Capture) -> Entry | Refused:
+    """Captured, and first compared with float32: what computes nonsense is not even captured."""
+    first = relative_error(contestant.run(0), contestant)
+    if not first <= TOLERANCE[given.dtype]:
+        return Refused(reason=WRONG, error=first)
+    graph = capture(contestant.run, copies=given.copies)
+    return Entry(sample=graph.sample_us, error=lambda: relative_error(graph.result, contestant))
+
+
+def relative_error(found: Any, contestant: Contestant) -> float:
+    difference = (found.float() - contestant.expected).abs().max()
+    return float(difference / contestant.expected.abs().max())
+
+
+def row_of(
+    name: str,
+    results: Mapping[str, Result],
+    *,
+    known: Mapping[str, Contestant],
+    given: Problem,
+    layer: str,
+    batch: int,
+    roofline: Roofline,
+) -> KernelRow:
+    """A contestant's row, with its gains over those it is compared with."""
+    found, contestant = results[name], known.get(name)
+    density = None if contestant is None else contestant.density
+    peer = bsr_peer(results, known, density=density) if name.startswith("ours") else None
+    return KernelRow(
+        layer=layer,
+        batch=batch,
+        kernel=name,
+        density=density,
+        time_us=spread(found.samples),
+        over_dense=gain(results[DENSE].samples, found.samples),
+        over_bsr=None if peer is None else gain(results[peer].samples, found.samples),
+        bsr_peer=peer,
+        floor_us=None if contestant is None else floor_us(contestant, given, roofline=roofline),
+        error=found.error,
+        copies=given.copies,
+        rounds_us=found.samples,
+        reason=found.reason,
     )
+
+
+def bsr_peer(
+    results: Mapping[str, Result], known: Mapping[str, Contestant], *, density: float | None
+) -> str | None:
+    """The fastest of torch's block-sparse kernels at a density, whatever its block."""
+    medians = {
+        name: timed.median
+        for name, found in results.items()
+        if name.startswith("torch bsr")
+        and name in known
+        and known[name].density == density
+        and (timed := spread(found.samples)) is not None
+    }
+    return min(medians, key=lambda name: medians[name]) if medians else None
+
+
+def floor_us(contestant: Contestant, given: Problem, *, roofline: Roofline) -> float:
+    macs = given.weight.numel() * len(given.x) * contestant.density
+    moved = contestant.weight_bytes + 2 * (given.x.numel() + contestant.expected.numel())
+    return roofline.floor_us(macs=macs, moved_bytes=moved)
+
+
+def bench_all(
+    models: str, batches: str, *, dtype: DType, roofline: Roofline, rounds: int, l2_bytes: int
+) -> Iterator[KernelRow]:
+    """Every layer of the models at every batch, printed as it is measured."""
+    for model in models.split(","):
+        for batch in map(int, batches.split(",")):
+            for name in LAYERS:
+                layer = f"{model} {name}"
+                given = layer_problem(layer, batch=batch, dtype=dtype, l2_bytes=l2_bytes)
+                print(f"\n{layer}, batch {batch}, {rounds} rounds in turns\n{KERNEL_HEAD}")
+                for row in bench(
+                    given, dict(entrants()), layer=layer, batch=batch, roofline=roofline,
+                    rounds=rounds,
+                ):  # fmt: skip
+                    print(kernel_line(row), flush=True)
+                    yield row
+                torch.cuda.empty_cache()
 
 
 def main() -> int:
@@ -166,36 +224,39 @@ def main() -> int:
     parser.add_argument("--models", default="B,S")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--dtype", default="float16", choices=list(TOLERANCE))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: this benchmark measures, it does not estimate", file=sys.stderr)
         return 3
     roofline = measured_roofline(dtype=contestants.DTYPES[chosen.dtype])
-    table = Table(
+    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+    print(
+        f"{torch.cuda.get_device_name()}: {roofline.flops_per_s / 1e12:.0f} TFLOP/s "
+        f"{chosen.dtype}, {roofline.bytes_per_s / 1e9:.0f} GB/s, both measured"
+    )
+    rows = tuple(
+        bench_all(
+            chosen.models, chosen.batches, dtype=chosen.dtype, roofline=roofline,
+            rounds=chosen.rounds, l2_bytes=l2_bytes,
+        )
+    )  # fmt: skip
+    goals = kernel_goals(rows) if chosen.dtype == "float16" else ()
+    print("", *map(goal_line, goals), sep="\n")
+    table = KernelTable(
+        command=" ".join(["python -m benchmarks.gpu_kernels", *sys.argv[1:]]),
         device=torch.cuda.get_device_name(),
         torch=torch.__version__,
         cuda=str(torch.version.cuda),
         dtype=chosen.dtype,
+        rounds=chosen.rounds,
         peak_tflops=roofline.flops_per_s / 1e12,
         bandwidth_gb_s=roofline.bytes_per_s / 1e9,
-        rows=[],
+        l2_mib=l2_bytes / 2**20,
+        rows=rows,
+        goals=goals,
     )
-    print(
-        f"{table.device}: {table.peak_tflops:.0f} TFLOP/s {chosen.dtype}, "
-        f"{table.bandwidth_gb_s:.0f} GB/s, both measured"
-    )
-    for model in chosen.models.split(","):
-        for batch in map(int, chosen.batches.split(",")):
-            for name in LAYERS:
-                dense_us = None
-                for row in bench_layer(
-                    f"{model} {name}", batch=batch, dtype=chosen.dtype, roofline=roofline
-                ):
-                    dense_us = row.time_us if row.kernel == "dense cuBLAS" else dense_us
-                    print(line(row, dense_us=dense_us), flush=True)
-                    table.rows.append(row)
-                torch.cuda.empty_cache()
     if chosen.json:
         chosen.json.write_bytes(msgspec.json.encode(table))
     return 0

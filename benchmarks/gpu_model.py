@@ -3,177 +3,159 @@
     python -m benchmarks.gpu_model [--batches 1,8,32] [--json OUT.json]
 
 The weights are random: this measures speed and energy; what accuracy a sparsity costs is measured
-by the pruning benchmark. Each model is first compared with its own pruned weights computed densely
-in float32; a wrong one gets no time. INFERENCES inferences are one CUDA graph. Beside each time is
-the floor that the device's own measured roofline sets for the pruned linear layers alone. This has
-not run on hardware yet.
+by the pruning benchmark. Each model is compared with its own pruned weights computed densely in
+float32, before and after the rounds; a wrong one gets no time. INFERENCES inferences are one CUDA
+graph. All models are captured first; then their graphs are replayed in turns, for time, and again
+in turns for energy, in longer windows. Beside each time is the floor that the device's own measured
+roofline sets for the pruned linear layers alone. This has not run on hardware yet.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import timm
 import torch
-from torch import nn
 
-from benchmarks.gpu_contestants import DTYPES, Problem, pruned
+from benchmarks.gpu_contestants import DTYPES
+from benchmarks.gpu_goals import model_goals
+from benchmarks.gpu_model_entrants import DENSE, Entrant, entrants, linears
+from benchmarks.gpu_records import ModelRow, ModelTable
+from benchmarks.gpu_rounds import ROUNDS, WRONG, Entry, Refused, Result, entered, gain, race, spread
+from benchmarks.gpu_tables import MODEL_HEAD, goal_line, model_lines
 from benchmarks.gpu_timing import (
+    Capture,
+    Captured,
+    EnergyMeter,
     Roofline,
-    Timer,
-    captured,
-    energy_mj,
-    graph_us,
+    capture,
+    energy_meter,
     measured_roofline,
-    reason_of,
-    refusals,
 )
 from lpvit_engines.cuda.manifest import DType
-from lpvit_engines.cuda.packing import pack
-from lpvit_engines.cuda.torch_op import block_sparse_linear, to_tensors
 
-BLOCKS = ((64, 64), (64, 32), (64, 16))
-DENSITIES = (0.5, 0.4, 0.3)
 INFERENCES = 20  # in one graph
+ENERGY_ROUNDS, ENERGY_WINDOW_S = 5, 3.0
 # DeiT-Ti of 12 blocks on a CPU is off by 0.0013 and 0.011, dense or sparse; a pruning that was left
 # out by 1.3.
 TOLERANCE: dict[DType, float] = {"float16": 0.01, "bfloat16": 0.05}
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model at one batch. A value that could not be had is None and reason says why."""
-
-    model: str
-    batch: int
-    latency_ms: float | None
-    floor_ms: float | None  # of the pruned linear layers; attention and norms come on top
-    energy_mj_per_image: float | None
-    error: float | None  # largest difference from float32, over the largest logit
-    reason: str | None
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the benchmark writes."""
-
-    kind: Literal["gpu_model"] = "gpu_model"
-    format: Literal[1] = 1
-    device: str
-    torch: str
-    dtype: str
-    peak_tflops: float
-    bandwidth_gb_s: float
-    rows: list[Row]
-
-
-class BlockSparseLinear(nn.Module):
-    """A linear layer, and a GELU behind it where asked, through the shipped kernels."""
-
-    def __init__(
-        self, linear: nn.Linear, *, block: tuple[int, int], density: float, activation: str
-    ) -> None:
-        super().__init__()
-        given = problem_of(linear)
-        _, values, (row_ptr, col_idx) = pruned(
-            given, block_rows=block[0], block_cols=block[1], density=density
+def bench(
+    entrants: Mapping[str, Entrant],
+    images: torch.Tensor,
+    *,
+    make: Callable[[], Any],
+    tolerance: float,
+    roofline: Roofline,
+    meter: EnergyMeter,
+    capture: Capture = capture,
+    rounds: int = ROUNDS,
+    energy_rounds: int = ENERGY_ROUNDS,
+) -> list[ModelRow]:
+    """One row for every model, all captured first, then measured in turns, time before energy. What
+    a library refuses, and a wrong result, give a reason instead of a time."""
+    graphs: dict[str, Captured] = {}
+    entries: dict[str, Entry | Refused] = {}
+    for name, entrant in entrants.items():
+        prepare = partial(
+            ready, name, entrant, images, make=make, tolerance=tolerance, capture=capture,
+            graphs=graphs,
+        )  # fmt: skip
+        entries[name] = entered(prepare, tolerance=tolerance)
+    timed = race(entries, rounds=rounds, tolerance=tolerance)
+    spent = race(
+        {name: energy_entry(name, entries[name], timed[name], graphs, meter) for name in entrants},
+        rounds=energy_rounds,
+        tolerance=tolerance,
+        openings=0,  # a window begins by itself with work that does not count
+    )
+    dense = make()
+    return [
+        row_of(
+            name,
+            timed,
+            spent,
+            batch=len(images),
+            floor_ms=linears_floor_ms(
+                dense, batch=len(images), density=entrant.density, roofline=roofline
+            ),
         )
-        packed = pack(values, row_ptr, col_idx, in_features=linear.in_features, dtype=given.dtype)
-        bias = linear.bias.detach().float().cpu().numpy()
-        self.weight = to_tensors(packed, bias, device=str(linear.weight.device))
-        self.activation = activation
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return block_sparse_linear(x, self.weight, activation=self.activation)
+        for name, entrant in entrants.items()
+    ]
 
 
-def problem_of(linear: nn.Linear) -> Problem:
-    """A layer's weight as the contestants of gpu_kernels.py take it."""
-    names: dict[torch.dtype, DType] = {dtype: name for name, dtype in DTYPES.items()}
-    weight = linear.weight.detach()
-    return Problem(
-        x=weight[:0], weight=weight, bias=linear.bias.detach(), dtype=names[weight.dtype], copies=1
+def ready(
+    name: str,
+    entrant: Entrant,
+    images: torch.Tensor,
+    *,
+    make: Callable[[], Any],
+    tolerance: float,
+    capture: Capture,
+    graphs: dict[str, Captured],
+) -> Entry | Refused:
+    """A model captured into graphs[name]; what computes nonsense is not even captured."""
+    with torch.inference_mode():
+        expected = entrant.prune(make()).float()(images.float())
+        model = entrant.change(make())
+        first = relative_error(model(images), expected)
+        if not first <= tolerance:
+            return Refused(reason=WRONG, error=first)
+        graph = capture(lambda _: model(images), copies=INFERENCES)
+    graphs[name] = graph
+    return Entry(
+        sample=lambda: graph.sample_us() / 1e3, error=lambda: relative_error(graph.result, expected)
     )
 
 
-def block_sparse(model: Any, *, block: tuple[int, int], density: float) -> Any:
-    """Replace the four linear layers of every block in place; fc1 takes the GELU along."""
-    sparse = partial(BlockSparseLinear, block=block, density=density)
-    for part in model.blocks:
-        part.attn.qkv = sparse(part.attn.qkv, activation="none")
-        part.attn.proj = sparse(part.attn.proj, activation="none")
-        part.mlp.fc1 = sparse(part.mlp.fc1, activation="gelu")
-        part.mlp.act = nn.Identity()
-        part.mlp.fc2 = sparse(part.mlp.fc2, activation="none")
-    return model
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected).abs().max() / expected.abs().max())
 
 
-def with_zeros(model: Any, *, block: tuple[int, int], density: float) -> Any:
-    """The same pruning, computed densely: the oracle of block_sparse."""
-    for linear in linears(model):
-        weight, _, _ = pruned(
-            problem_of(linear), block_rows=block[0], block_cols=block[1], density=density
-        )
-        linear.weight.data = weight
-    return model
+def energy_entry(
+    name: str,
+    entry: Entry | Refused,
+    timed: Result,
+    graphs: Mapping[str, Captured],
+    meter: EnergyMeter,
+) -> Entry | Refused:
+    """The same graph under the energy meter, millijoules of an inference; a model without a time
+    gets no energy either."""
+    if isinstance(entry, Refused) or timed.reason is not None:
+        return Refused(reason=timed.reason or "it was not captured")
+    graph = graphs[name]
+    return Entry(sample=lambda: meter.window_mj(graph.replay) / INFERENCES, error=entry.error)
 
 
-def inference_energy_mj(run: Callable[[int], Any]) -> float | str:
-    """Millijoules of one inference, or why there is no such number."""
-    spent = energy_mj(captured(run, copies=INFERENCES))
-    return spent if isinstance(spent, str) else spent / INFERENCES
-
-
-def linears(model: Any) -> Iterator[nn.Linear]:
-    """The layers that every contestant prunes."""
-    for part in model.blocks:
-        yield from (part.attn.qkv, part.attn.proj, part.mlp.fc1, part.mlp.fc2)
-
-
-def halved(model: Any) -> Any:
-    """2:4 by magnitude in the same layers, computed densely: the oracle of two_of_four."""
-    for linear in linears(model):
-        groups = linear.weight.detach().view(len(linear.weight), -1, 4)
-        keep = torch.zeros_like(groups).scatter_(2, groups.abs().topk(2, dim=2).indices, 1)
-        linear.weight.data = (groups * keep).flatten(1)
-    return model
-
-
-def two_of_four(model: Any) -> Any:
-    """2:4 by magnitude, through cuSPARSELt."""
-    for linear in linears(halved(model)):
-        weight = torch.sparse.to_sparse_semi_structured(linear.weight.detach())
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-    return model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """change makes the contestant from the dense model; prune only sets the same weights to 0, of
-    which density is the part that stays."""
-
-    change: Callable[[Any], Any]
-    prune: Callable[[Any], Any]
-    density: float
-
-
-def entrants() -> dict[str, Entrant]:
-    """How each contestant changes the dense model."""
-    found = {
-        "dense": Entrant(change=lambda model: model, prune=lambda model: model, density=1.0),
-        "2:4 cuSPARSELt": Entrant(change=two_of_four, prune=halved, density=0.5),
-    }
-    for block in BLOCKS:
-        for density in DENSITIES:
-            found[f"ours {block[0]}x{block[1]} d={density}"] = Entrant(
-                change=partial(block_sparse, block=block, density=density),
-                prune=partial(with_zeros, block=block, density=density),
-                density=density,
-            )
-    return found
+def row_of(
+    name: str,
+    timed: Mapping[str, Result],
+    spent: Mapping[str, Result],
+    *,
+    batch: int,
+    floor_ms: float,
+) -> ModelRow:
+    time, energy = timed[name], spent[name]
+    per_image = tuple(mj / batch for mj in energy.samples)
+    return ModelRow(
+        model=name,
+        batch=batch,
+        latency_ms=spread(time.samples),
+        over_dense=gain(timed[DENSE].samples, time.samples),
+        floor_ms=floor_ms,
+        energy_mj_per_image=spread(per_image),
+        energy_over_dense=gain(spent[DENSE].samples, energy.samples),
+        error=time.error,
+        rounds_ms=time.samples,
+        rounds_mj_per_image=per_image,
+        reason=time.reason,
+        energy_reason=energy.reason,
+    )
 
 
 def linears_floor_ms(model: Any, *, batch: int, density: float, roofline: Roofline) -> float:
@@ -193,60 +175,20 @@ def deit_b(*, dtype: DType, device: str = "cuda") -> Any:
     return timm.create_model("deit_base_patch16_224").eval().to(device, DTYPES[dtype])
 
 
-def measure(
-    name: str,
-    entrant: Entrant,
-    images: torch.Tensor,
-    *,
-    make: Callable[[], Any],
-    tolerance: float,
-    roofline: Roofline,
-    timer: Timer = graph_us,
-    energy: Callable[[Callable[[int], Any]], float | str] = inference_energy_mj,
-) -> Row:
-    """One row. What a library refuses, and a wrong result, give a reason instead of a time."""
-    latency_ms, spent, error = None, None, None
-    floor_ms = linears_floor_ms(
-        make(), batch=len(images), density=entrant.density, roofline=roofline
-    )
-    try:
-        with torch.inference_mode():
-            expected = entrant.prune(make()).float()(images.float())
-            model = entrant.change(make())
-            error = float((model(images).float() - expected).abs().max() / expected.abs().max())
-            reason = None if error <= tolerance else "the result is wrong"
-            if reason is None:
-                latency_ms = timer(lambda _: model(images), copies=INFERENCES) / 1e3
-                spent = energy(lambda _: model(images))
-    except refusals() as refused:
-        reason = reason_of(refused)
-    if isinstance(spent, str):
-        spent, reason = None, spent
-    return Row(
-        model=name,
-        batch=len(images),
-        latency_ms=latency_ms,
-        floor_ms=floor_ms,
-        energy_mj_per_image=None if spent is None else spent / len(images),
-        error=error,
-        reason=reason,
-    )
-
-
-def line(row: Row, *, dense: Row) -> str:
-    """One row as text, with the gains over dense."""
-    where = f"{row.model:20} b{row.batch:<3}"
-    if row.latency_ms is None or row.floor_ms is None or dense.latency_ms is None:
-        return f"{where} -- {row.reason or dense.reason}"
-    text = (
-        f"{where} {row.latency_ms:8.3f} ms {dense.latency_ms / row.latency_ms:5.2f}x"
-        f"  floor {row.floor_ms:7.3f} ms ({row.floor_ms / row.latency_ms:4.0%})"
-        f"  error {row.error:.1e}"
-    )
-    if row.energy_mj_per_image is None or dense.energy_mj_per_image is None:
-        return f"{text}   energy: {row.reason or dense.reason}"
-    gain = dense.energy_mj_per_image / row.energy_mj_per_image
-    return f"{text}   {row.energy_mj_per_image:8.1f} mJ an image {gain:5.2f}x"
+def bench_all(
+    batches: str, *, dtype: DType, roofline: Roofline, rounds: int, meter: EnergyMeter
+) -> Iterator[ModelRow]:
+    """Every batch, printed as it is measured."""
+    for batch in map(int, batches.split(",")):
+        images = torch.randn(batch, 3, 224, 224).to("cuda", DTYPES[dtype])
+        print(f"\nDeiT-B, batch {batch}, {rounds} rounds in turns\n{MODEL_HEAD}", flush=True)
+        for row in bench(
+            entrants(), images, make=partial(deit_b, dtype=dtype), tolerance=TOLERANCE[dtype],
+            roofline=roofline, meter=meter, rounds=rounds,
+        ):  # fmt: skip
+            print(model_lines(row), flush=True)
+            yield row
+        torch.cuda.empty_cache()
 
 
 def main() -> int:
@@ -255,35 +197,41 @@ def main() -> int:
     )
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--dtype", default="float16", choices=list(DTYPES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: this benchmark measures, it does not estimate", file=sys.stderr)
         return 3
     roofline = measured_roofline(dtype=DTYPES[chosen.dtype])
-    table = Table(
+    print(
+        f"{torch.cuda.get_device_name()}: {roofline.flops_per_s / 1e12:.0f} TFLOP/s "
+        f"{chosen.dtype}, {roofline.bytes_per_s / 1e9:.0f} GB/s, both measured"
+    )
+    with energy_meter(window_s=ENERGY_WINDOW_S) as meter:
+        rows = tuple(
+            bench_all(
+                chosen.batches, dtype=chosen.dtype, roofline=roofline, rounds=chosen.rounds,
+                meter=meter,
+            )
+        )  # fmt: skip
+    goals = model_goals(rows) if chosen.dtype == "float16" else ()
+    print("", *map(goal_line, goals), sep="\n")
+    table = ModelTable(
+        command=" ".join(["python -m benchmarks.gpu_model", *sys.argv[1:]]),
         device=torch.cuda.get_device_name(),
         torch=torch.__version__,
         dtype=chosen.dtype,
+        rounds=chosen.rounds,
+        energy_rounds=ENERGY_ROUNDS,
+        energy_window_s=ENERGY_WINDOW_S,
+        energy_source=meter.source,
+        energy_notes=tuple(sorted(meter.notes)),
         peak_tflops=roofline.flops_per_s / 1e12,
         bandwidth_gb_s=roofline.bytes_per_s / 1e9,
-        rows=[],
+        rows=rows,
+        goals=goals,
     )
-    print(
-        f"{table.device}: {table.peak_tflops:.0f} TFLOP/s {chosen.dtype}, "
-        f"{table.bandwidth_gb_s:.0f} GB/s, both measured"
-    )
-    make = partial(deit_b, dtype=chosen.dtype)
-    for batch in map(int, chosen.batches.split(",")):
-        images = torch.randn(batch, 3, 224, 224).to("cuda", DTYPES[chosen.dtype])
-        rows: list[Row] = []
-        for name, entrant in entrants().items():
-            tolerance = TOLERANCE[chosen.dtype]
-            rows.append(
-                measure(name, entrant, images, make=make, tolerance=tolerance, roofline=roofline)
-            )
-            print(line(rows[-1], dense=rows[0]), flush=True)
-        table.rows.extend(rows)
     if chosen.json:
         chosen.json.write_bytes(msgspec.json.encode(table))
     return 0

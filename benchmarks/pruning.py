@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from benchmarks.gpu_timing import reason_of, refusals
+from benchmarks.gpu_rounds import reason_of, refusals
 from benchmarks.pruning_methods import BLOCKS, METHODS, STRUCTURED
 from benchmarks.pruning_rows import Row, Store, paired_drop
 from benchmarks.pruning_subject import Source, Subject

@@ -1,20 +1,32 @@
-"""The GPU benchmarks without a GPU: the same paths on CPU tensors, under a timer that is a fake."""
+"""The GPU benchmark of layers without a GPU: the same paths on CPU tensors, under graphs that are
+fakes."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-torch = pytest.importorskip("torch", reason="the benchmark compares torch's kernels")
-timm = pytest.importorskip("timm", reason="the benchmark builds a timm model")
+pytest.importorskip("torch", reason="the benchmark compares torch's kernels")
 
-from benchmarks import gpu_kernels, gpu_launch, gpu_model  # noqa: E402
-from benchmarks.gpu_contestants import Contestant, Problem, dense, ours, problem  # noqa: E402
-from benchmarks.gpu_timing import Roofline, energy_mj  # noqa: E402
+from benchmarks import gpu_kernels, gpu_launch
+from benchmarks.gpu_contestants import (
+    Contestant,
+    Problem,
+    dense,
+    ours,
+    problem,
+    torch_bsr,
+)
+from benchmarks.gpu_records import KernelRow, KernelTable
+from benchmarks.gpu_rounds import WRONG, Spread
+from benchmarks.gpu_timing import Roofline
+from tests.cuda.fake_graphs import FakeGraphs
 
 ROOFLINE = Roofline(flops_per_s=1e12, bytes_per_s=1e9)
+OURS = "ours 64x64 d=0.5"
 
 
 def small(**changes: Any) -> Problem:
@@ -25,36 +37,55 @@ def small(**changes: Any) -> Problem:
     return problem(**(given | changes))
 
 
-def measured(given: Problem, enter: Any, *, times: list[int] | None = None) -> gpu_kernels.Row:
-    def timer(run: Any, *, copies: int) -> float:
-        for i in range(copies):
-            run(i)
-        if times is not None:
-            times.append(copies)
-        return 50.0
-
-    return gpu_kernels.measure(
-        "a kernel", enter, given, layer="B qkv", batch=1, roofline=ROOFLINE, timer=timer
+def measured(
+    graphs: FakeGraphs, entrants: dict[str, Any] | None = None, *, rounds: int = 4
+) -> dict[str, KernelRow]:
+    """The rows of dense and of other entrants, by name."""
+    rows = gpu_kernels.bench(
+        small(),
+        {gpu_kernels.DENSE: dense, **(entrants or {})},
+        layer="B qkv",
+        batch=1,
+        roofline=ROOFLINE,
+        capture=graphs.capture,
+        rounds=rounds,
     )
+    return {row.kernel: row for row in rows}
+
+
+def enter_ours(given: Problem) -> Contestant:
+    return ours(given, block=(64, 64), density=0.5)
 
 
 @pytest.mark.parametrize("block", gpu_kernels.BLOCKS)
 @pytest.mark.parametrize("density", [0.5, 0.3])
 def test_our_contestant_is_right_and_gets_a_time(block: tuple[int, int], density: float) -> None:
-    times: list[int] = []
-    row = measured(small(), lambda given: ours(given, block=block, density=density), times=times)
-    assert (row.time_us, row.reason, row.density) == (50.0, None, density)
-    assert times == [2]
+    def enter(given: Problem) -> Contestant:
+        return ours(given, block=block, density=density)
+
+    row = measured(FakeGraphs(100.0, 50.0), {OURS: enter}, rounds=2)[OURS]
+    assert (row.rounds_us, row.reason, row.density) == ((50.0, 50.0), None, density)
+    assert row.over_dense == Spread(median=2.0, low=2.0, high=2.0)
+    assert row.error is not None
+    assert 0 < row.error < 2e-3
+
+
+def test_all_contestants_are_captured_before_the_first_is_measured_and_then_take_turns() -> None:
+    graphs = FakeGraphs()
+    measured(graphs, {"first": enter_ours, "second": enter_ours}, rounds=2)
+    assert graphs.events[:3] == ["capture 0 of 2", "capture 1 of 2", "capture 2 of 2"]
+    turns = "".join(event.removeprefix("replay ") for event in graphs.events[3:])
+    assert turns == "001122" + "221100"
 
 
 def test_the_floor_is_the_slower_of_arithmetic_and_memory() -> None:
-    row = measured(small(), dense)
+    row = measured(FakeGraphs())[gpu_kernels.DENSE]
     moved = 2 * (128 * 256 + 20 * 256 + 20 * 128)
     assert row.floor_us == pytest.approx(1e6 * moved / 1e9)
     assert ROOFLINE.floor_us(macs=1e9, moved_bytes=1.0) == pytest.approx(2000.0)
 
 
-def test_a_wrong_result_gets_no_time() -> None:
+def test_a_wrong_result_is_not_even_captured_and_gets_no_time() -> None:
     def broken(given: Problem) -> Contestant:
         right = dense(given)
         return Contestant(
@@ -64,119 +95,142 @@ def test_a_wrong_result_gets_no_time() -> None:
             weight_bytes=right.weight_bytes,
         )
 
-    row = measured(small(), broken)
-    assert row.time_us is None
-    assert row.reason == "the result is wrong"
+    graphs = FakeGraphs()
+    row = measured(graphs, {"broken": broken})["broken"]
+    assert (row.time_us, row.rounds_us, row.reason) == (None, (), WRONG)
+    assert row.error is not None
+    assert row.error > 0.05
+    assert graphs.graphs == 1  # dense alone
 
 
-def test_a_library_that_refuses_a_layer_is_reported_not_dropped() -> None:
+def test_a_result_that_is_right_once_and_wrong_when_replayed_gets_no_time() -> None:
+    """A kernel that reads what an earlier launch left behind."""
+
+    def forgetful(given: Problem) -> Contestant:
+        right, runs = dense(given), 0
+
+        def run(i: int) -> Any:
+            nonlocal runs
+            runs += 1
+            return right.run(i) * (1.0 if runs < 6 else 1.1)
+
+        return Contestant(
+            run=run, expected=right.expected, density=1.0, weight_bytes=right.weight_bytes
+        )
+
+    rows = measured(FakeGraphs(), {"forgetful": forgetful})
+    row = rows["forgetful"]
+    assert (row.time_us, row.rounds_us, row.reason) == (None, (), WRONG)
+    assert rows[gpu_kernels.DENSE].time_us is not None
+
+
+@pytest.mark.parametrize("where", ["entering", "capturing"])
+def test_a_library_that_refuses_is_reported_and_the_others_go_on(where: str) -> None:
+    def enter(given: Problem) -> Contestant:
+        if where == "entering":
+            raise RuntimeError("not on this device\nand a page of context")
+        right, runs = dense(given), 0
+
+        def run(i: int) -> Any:
+            nonlocal runs
+            runs += 1
+            if runs > 1:
+                raise RuntimeError("not on this device\nand a page of context")
+            return right.run(i)
+
+        return Contestant(
+            run=run, expected=right.expected, density=1.0, weight_bytes=right.weight_bytes
+        )
+
+    rows = measured(FakeGraphs(), {"refused": enter, OURS: enter_ours})
+    assert rows["refused"].reason == "RuntimeError: not on this device"
+    assert rows["refused"].time_us is None
+    assert len(rows[gpu_kernels.DENSE].rounds_us) == len(rows[OURS].rounds_us) == 4
+
+
+def test_without_a_dense_time_there_is_no_gain_over_it() -> None:
     def refuse(given: Problem) -> Contestant:
-        raise RuntimeError("not on this device\nand a page of context")
+        raise RuntimeError("no cuBLAS")
 
-    row = measured(small(), refuse)
-    assert row.reason == "RuntimeError: not on this device"
-    assert "-- RuntimeError: not on this device" in gpu_kernels.line(row, dense_us=10.0)
+    row = measured(FakeGraphs(), {gpu_kernels.DENSE: refuse, OURS: enter_ours})[OURS]
+    assert row.time_us is not None
+    assert row.over_dense is None
 
 
-def test_a_refusal_without_a_text_is_reported_by_its_name() -> None:
-    def refuse(given: Problem) -> Contestant:
-        raise AssertionError
+def test_ours_is_compared_with_the_fastest_of_torchs_kernels_at_its_density() -> None:
+    def stand_in(density: float) -> Any:
+        """torch's kernel needs a GPU: the dense one under its name."""
 
-    assert measured(small(), refuse).reason == "AssertionError"
+        def enter(given: Problem) -> Contestant:
+            right = dense(given)
+            return Contestant(
+                run=right.run, expected=right.expected, density=density, weight_bytes=1
+            )
+
+        return enter
+
+    names = {
+        "torch bsr 64x64 d=0.5": 0.5,
+        "torch bsr 32x32 d=0.5": 0.5,
+        "torch bsr 64x64 d=0.3": 0.3,
+    }
+    graphs = FakeGraphs(100.0, 90.0, 80.0, 10.0, 40.0)
+    entrants = {name: stand_in(density) for name, density in names.items()}
+    row = measured(graphs, {**entrants, OURS: enter_ours})[OURS]
+    assert row.bsr_peer == "torch bsr 32x32 d=0.5"
+    assert row.over_bsr == Spread(median=2.0, low=2.0, high=2.0)
+    assert row.over_dense == Spread(median=2.5, low=2.5, high=2.5)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support")
+@pytest.mark.parametrize("stages", [None, 4])
+def test_torchs_kernel_gets_its_tokens_padded_and_its_result_turned_round(
+    monkeypatch: pytest.MonkeyPatch, stages: int | None
+) -> None:
+    """Its kernel needs a GPU; here it is computed densely."""
+    settings: list[Any] = []
+
+    def addmm(base: Any, bsr: Any, columns: Any, *, beta: int, out: Any, meta: Any) -> None:
+        assert (beta, columns.shape[1]) == (0, 64)
+        settings.append(meta)
+        out.copy_(bsr.to_dense().float() @ columns.float())
+
+    monkeypatch.setattr("torch.sparse._triton_ops.bsr_dense_addmm", addmm)
+    enter = partial(torch_bsr, block=64, density=0.5, stages=stages)
+    row = measured(FakeGraphs(), {"bsr": enter})["bsr"]
+    assert (row.time_us is not None, row.reason) == (True, None)
+    assert all((meta is None) == (stages is None) for meta in settings)
+    assert stages is None or {meta["num_stages"] for meta in settings} == {stages}
+
+
+def test_a_written_table_is_read_back_whole(tmp_path: Path) -> None:
+    table = KernelTable(
+        command="a command", device="none", torch="2", cuda="12", dtype="float16", rounds=4,
+        peak_tflops=1.0, bandwidth_gb_s=1.0, l2_mib=50.0,
+        rows=tuple(measured(FakeGraphs()).values()), goals=(),
+    )  # fmt: skip
+    path = tmp_path / "table.json"
+    path.write_bytes(msgspec.json.encode(table))
+    assert msgspec.json.decode(path.read_bytes(), type=KernelTable) == table
+    assert b'"format":2' in path.read_bytes()
 
 
 @pytest.mark.parametrize("width", gpu_kernels.WIDTHS.values())
 @pytest.mark.parametrize("factors", gpu_kernels.LAYERS.values())
-def test_no_contestants_weights_fit_the_cache(width: int, factors: tuple[int, int]) -> None:
-    out_features, in_features = (factor * width for factor in factors)
-    copies = gpu_kernels.copies_of(out_features, in_features)
-    kept_bytes = 2 * out_features * in_features * min(gpu_kernels.DENSITIES) * copies
-    assert kept_bytes >= 3 * 50 * 2**20, "an H100's L2 cache holds 50 MiB"
-
-
-def test_a_machine_without_nvml_has_a_reason_instead_of_energy(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("l2_mib", [4, 50, 126])  # Orin, H100, B200
+def test_no_contestants_weights_fit_the_cache(
+    width: int, factors: tuple[int, int], l2_mib: int
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    graph: Any = None  # no replay may happen
-    assert "cannot import pynvml" in str(energy_mj(graph))
+    out_features, in_features = (factor * width for factor in factors)
+    copies = gpu_kernels.copies_of(out_features, in_features, l2_bytes=l2_mib << 20)
+    kept_bytes = 2 * out_features * in_features * min(gpu_kernels.DENSITIES) * copies
+    assert 3 * l2_mib << 20 <= kept_bytes <= (3 * l2_mib << 20) + 2 * out_features * in_features
 
 
 def test_every_layer_meets_every_contestant() -> None:
     names = [name for name, _ in gpu_kernels.entrants()]
-    assert len(names) == len(set(names)) == 2 + 2 * (3 + 6)
+    assert len(names) == len(set(names)) == 2 + 2 * (2 * 3 + 6)
     assert names[0] == "dense cuBLAS"
-
-
-def tiny_model() -> Any:
-    torch.manual_seed(3)
-    made = timm.create_model(
-        "deit_tiny_patch16_224", depth=2, embed_dim=128, num_heads=2, img_size=64
-    )
-    return made.eval().to(torch.bfloat16)
-
-
-def measured_model(entrant: gpu_model.Entrant, *, energy: float | str = 6.0) -> gpu_model.Row:
-    torch.manual_seed(4)
-    return gpu_model.measure(
-        "a model",
-        entrant,
-        torch.randn(2, 3, 64, 64, dtype=torch.bfloat16),
-        make=tiny_model,
-        tolerance=gpu_model.TOLERANCE["bfloat16"],
-        roofline=ROOFLINE,
-        timer=lambda run, copies: 5000.0,
-        energy=lambda run: energy,
-    )
-
-
-def test_a_right_model_gets_milliseconds_and_millijoules_an_image() -> None:
-    row = measured_model(gpu_model.entrants()["ours 64x16 d=0.5"])
-    assert (row.latency_ms, row.energy_mj_per_image, row.reason) == (5.0, 3.0, None)
-    assert row.error is not None
-    assert 0 < row.error < 0.05
-
-
-def test_the_floor_of_a_model_is_that_of_its_linear_layers_at_their_density() -> None:
-    row = measured_model(gpu_model.entrants()["ours 64x16 d=0.5"])
-    wide, tokens = 128, 2 * 17  # 16 patches and the class token of two images
-    bytes_us = sum(
-        2 * (0.5 * out * into + tokens * (out + into)) / ROOFLINE.bytes_per_s * 1e6
-        for out, into in ((3 * wide, wide), (wide, wide), (4 * wide, wide), (wide, 4 * wide))
-    )
-    assert row.floor_ms == pytest.approx(2 * bytes_us / 1e3)  # two blocks, bound by memory
-    assert "floor" in gpu_model.line(row, dense=row)
-
-
-def test_a_model_that_was_not_pruned_as_it_says_gets_no_time() -> None:
-    prune = gpu_model.entrants()["ours 64x16 d=0.5"].prune
-    row = measured_model(gpu_model.Entrant(change=lambda model: model, prune=prune, density=0.5))
-    assert (row.latency_ms, row.energy_mj_per_image) == (None, None)
-    assert row.reason == "the result is wrong"
-
-
-def test_a_time_is_kept_where_there_is_no_energy() -> None:
-    row = measured_model(gpu_model.entrants()["dense"], energy="no counter")
-    assert (row.latency_ms, row.energy_mj_per_image, row.reason) == (5.0, None, "no counter")
-
-
-def test_the_oracle_of_2_4_keeps_two_of_every_four_weights() -> None:
-    model = gpu_model.halved(tiny_model())
-    for linear in gpu_model.linears(model):
-        kept = (linear.weight.view(-1, 4) != 0).sum(1)
-        assert int(kept.max()) == 2
-
-
-def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes() -> None:
-    images = torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        found = gpu_model.block_sparse(tiny_model(), block=(64, 16), density=0.5)(images).float()
-        expected = gpu_model.with_zeros(tiny_model(), block=(64, 16), density=0.5)(images).float()
-        unpruned = tiny_model()(images).float()
-    error = float((found - expected).abs().max())
-    # bfloat16 rounds each activation to 2^-8; dense and ours round the GELU's input differently.
-    assert error < 0.05 * float(expected.abs().max())
-    assert error < 0.2 * float((unpruned - expected).abs().max()), "the pruning must show"
 
 
 def test_the_launch_benchmark_writes_what_it_measured_and_how(
