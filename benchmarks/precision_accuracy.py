@@ -1,4 +1,4 @@
-"""What bf16 costs in accuracy: dense.onnx and model.onnx of a run folder in each precision.
+"""What bf16 and int8 cost in accuracy: dense.onnx and model.onnx of a run folder in each precision.
 
     python benchmarks/precision_accuracy.py runs/demo examples/factory_line/data/heldout
 

@@ -33,7 +33,7 @@ Threads: TypeAlias = Annotated[
 ]
 Precision: TypeAlias = Annotated[
     str,
-    typer.Option(help="Precision that the engine runs in: default, or bf16 (openvino)."),
+    typer.Option(help="Precision that the engine runs in: default, or bf16 or int8 (openvino)."),
 ]
 Patterns: TypeAlias = Annotated[
     str,

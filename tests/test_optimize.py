@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -11,6 +11,7 @@ import pytest
 import lpvit_engines
 from lpvit_edge.bundle import open_bundle
 from lpvit_edge.proof import proven_engine
+from lpvit_engines.native import instruction_set
 from tests.test_block_sparse_bf16 import ON_BF16
 
 pytest.importorskip("timm")
@@ -119,14 +120,18 @@ def test_a_default_build_is_noted_as_float32(finished: Job) -> None:
     assert files.load(Manifest, finished.path("manifest.json")).precision == "float32"
 
 
-@ON_BF16
-def test_what_is_built_in_bf16_is_checked_and_deployed_in_bf16(
-    finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=ON_BF16), "int8"])
+def test_what_is_built_in_a_precision_is_checked_and_deployed_in_it(
+    precision: Literal["bf16", "int8"],
+    finished: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = copied(finished, tmp_path)
-    manifest = steps.build(job, precision="bf16")
-    assert manifest.precision == "bf16"
-    assert any(kernel.startswith("lpvit_avx512_bf16") for kernel in manifest.kernels.values())
+    manifest = steps.build(job, precision=precision)
+    assert manifest.precision == precision
+    isa = instruction_set(precision)
+    assert any(kernel.startswith(f"lpvit_{isa} block") for kernel in manifest.kernels.values())
     with proven_engine(open_bundle(job.folder)) as engine:
         deployed = engine.kernels().items()
     ours = {name: kernel for name, kernel in manifest.kernels.items() if "lpvit_" in kernel}
@@ -140,7 +145,7 @@ def test_what_is_built_in_bf16_is_checked_and_deployed_in_bf16(
     monkeypatch.setattr("lpvit_engines.load_engine", noted)
     allocation = files.load(Allocation, job.path("allocation.json"))
     assert steps.check(job, allocation, seconds=0.05).dense.accuracy is not None
-    assert loaded == ["bf16", "bf16", "bf16"]  # dense, sparse, and the reference of the watch
+    assert loaded == [precision] * 3  # dense, sparse, and the reference of the watch
 
 
 def test_weights_pruned_under_another_allocation_are_made_again(

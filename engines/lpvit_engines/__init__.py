@@ -21,7 +21,7 @@ DEFAULT_PRECISION = "default"
 # What load_engine accepts for each engine; the first is its default.
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "fake": ("float32",),
-    "openvino": ("float32", "bf16"),
+    "openvino": ("float32", "bf16", "int8"),
     "tensorrt": ("float16",),
 }
 

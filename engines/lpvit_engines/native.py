@@ -67,7 +67,8 @@ class PackedLayer:
             )
         self.in_features = matrix.in_features
         self.out_features = matrix.out_features
-        self.pattern = f"{matrix.block_rows}x{matrix.block_cols}"
+        is_dense = matrix.block_cols == matrix.in_features and matrix.density == 1
+        self.pattern = "dense" if is_dense else f"block {matrix.block_rows}x{matrix.block_cols}"
         self._library = library()
         self._handle = _create(self._library, matrix, bias, activation, self.isa)
         # run(x_address, tokens, out_address) is the call without checks: contiguous float32

@@ -30,7 +30,9 @@ class OpenVinoEngine:
     """An ONNX model with one input, compiled by OpenVINO for this processor.
 
     With precision "bf16" OpenVINO's own nodes and the sparse nodes compute in bfloat16 and add up
-    in float32; input and outputs stay float32. A processor without AVX512_BF16 is refused.
+    in float32; input and outputs stay float32. A processor without AVX512_BF16 is refused. With
+    "int8" the linear layers, sparse and dense, compute in int8 (native.PackedLayer says how), and
+    everything between them in float32. Nothing is calibrated.
     """
 
     name = "openvino"
@@ -50,6 +52,7 @@ class OpenVinoEngine:
             core.add_extension(self._nodes.extension())
             model = _read_model(core, path)
             self._nodes.join(model)
+            self._nodes.quantise(model)
             self._layers = self._nodes.layers(model)
             self._attention = self._nodes.fuse_attention(model)
             self._compiled: Any = core.compile_model(
@@ -86,12 +89,13 @@ class OpenVinoEngine:
         return np.array(self._request.get_output_tensor(index).data, dtype=np.float32)
 
     def kernels(self) -> dict[str, str]:
-        """Kernel by node of the compiled graph, as OpenVINO reports it; sparse nodes and attention
-        on our kernel by their name in the ONNX file, with the instruction set."""
+        """Kernel by node of the compiled graph, as OpenVINO reports it; sparse nodes, attention
+        and, in int8, dense layers on our kernel by their name in the ONNX file, with the
+        instruction set."""
         if not self._is_open:
             raise EngineError("this engine is closed; load it again to ask for its kernels")
         sparse = {
-            name: f"lpvit_{layer.isa} block {layer.pattern}" for name, layer in self._layers.items()
+            name: f"lpvit_{layer.isa} {layer.pattern}" for name, layer in self._layers.items()
         }
         return {**dict(_graph_kernels(self._compiled)), **self._attention, **sparse}
 

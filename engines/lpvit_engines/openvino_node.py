@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
-from lpvit_engines.block_sparse import BlockSparseMatrix
+from lpvit_engines.block_sparse import Activation, BlockSparseMatrix
 from lpvit_engines.native import PackedLayer, Precision
 from lpvit_engines.native_library import refuse_stale
 from lpvit_engines.openvino_attention import fuse_attention
+from lpvit_engines.openvino_int8 import replace_dense_layers
 
 _LOG = logging.getLogger(__name__)
 NATIVE_OPERATOR = Path(__file__).parent / "_openvino_node.so"
@@ -80,7 +81,7 @@ class SparseNodes:
         A network without sparse layers stays OpenVINO's own: it is what they are held against.
         """
         # In bf16 OpenVINO's own attention is faster: the kernel's is float32, between conversions.
-        is_ours = self.packed and self.precision == "float32"
+        is_ours = self.packed and self.precision != "bf16"
         factory = native_operators() if is_ours else None
         if factory is None:
             return {}
@@ -90,6 +91,11 @@ class SparseNodes:
         for layer in self.packed:
             layer.close()
 
+    def quantise(self, model: Any) -> None:
+        """In int8, the linear layers that are stored dense go the way of the sparse ones."""
+        if self.precision == "int8":
+            replace_dense_layers(model, self._dense_operator)
+
     def _convert(self, node: Any) -> Any:
         try:
             layer = _read_layer(node, thread_table=self.thread_table, precision=self.precision)
@@ -97,13 +103,34 @@ class SparseNodes:
             self.refusal = self.refusal or error
             raise
         self.packed.append(layer)
+        return self._operator(node.get_input(0), layer)
+
+    def _dense_operator(
+        self,
+        x: Any,
+        matrix: BlockSparseMatrix,
+        bias: NDArray[np.float32] | None,
+        activation: Activation,
+    ) -> Any:
+        layer = PackedLayer(
+            matrix,
+            bias=bias,
+            activation=activation,
+            threads=self.thread_table,
+            precision=self.precision,
+        )
+        self.packed.append(layer)
+        return self._operator(x, layer)[0]
+
+    def _operator(self, x: Any, layer: PackedLayer) -> Any:
+        """Outputs of the operator that runs a layer on the output x of another node."""
         factory = native_operators()
         if factory is None:
-            return _operator_class(layer)([node.get_input(0)]).outputs()
+            return _operator_class(layer)([x]).outputs()
         attributes = {**layer.addresses, "out_features": layer.out_features}
         if self.precision == "bf16":
-            return _in_bfloat16(factory, node.get_input(0), attributes)
-        return factory.create(NODE, [node.get_input(0)], attributes).outputs()
+            return _in_bfloat16(factory, x, attributes)
+        return factory.create(NODE, [x], attributes).outputs()
 
 
 @cache

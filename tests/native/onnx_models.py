@@ -86,9 +86,13 @@ def sparse_model(
 
 
 def save(
-    graph: onnx.GraphProto, path: Path, *, functions: tuple[onnx.FunctionProto, ...] = ()
+    graph: onnx.GraphProto,
+    path: Path,
+    *,
+    functions: tuple[onnx.FunctionProto, ...] = (),
+    opset: int = 17,
 ) -> Path:
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("lpvit", 1)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("lpvit", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=functions)
     onnx.save(model, path)
     return path
