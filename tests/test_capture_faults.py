@@ -1,0 +1,190 @@
+"""A driver that hangs: its process is killed and replaced, and the line is safe meanwhile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lpvit_edge.bundle import Bundle
+from lpvit_edge.line.config import SyntheticSource
+from lpvit_edge.line.journal import Journal
+from lpvit_edge.line.line import Line
+from lpvit_edge.line.sequence import SequenceFile
+from tests.capturing import ROOT, capturing, process_exists
+from tests.line_bundle import make_bundle
+from tests.test_line import camera_config, events_of, frames_of, run_until
+
+# Blocks in C and keeps Python's lock, as a driver's call does that was not made for threads: no
+# signal handler and no other thread of the process runs any more. Once only: `marker` says so.
+CAMERA = """
+import ctypes, os, time
+from pathlib import Path
+import numpy as np
+
+MARKER = Path({marker!r})
+seen = 0
+
+def wedge():
+    MARKER.write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(3600)
+
+def close_channel_and_wedge():
+    MARKER.write_text(str(os.getpid()))
+    os.closerange(3, 256)
+    ctypes.PyDLL(None).sleep(3600)
+
+if {when!r} == "opening" and not MARKER.exists():
+    wedge()
+
+def frame(number):
+    global seen
+    seen += 1
+    if seen == 10 and not MARKER.exists():
+        {{"reading": wedge, "leaving": close_channel_and_wedge}}.get({when!r}, int)()
+    return np.full((6, 8, 3), number % 255, np.uint8)
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Callable[[str], str]:
+    def make(when: str) -> str:
+        path = tmp_path / "wedging.py"
+        path.write_text(CAMERA.format(marker=str(tmp_path / "wedged"), when=when))
+        return f"{path}:frame"
+
+    return make
+
+
+def wedged(tmp_path: Path) -> int | None:
+    """The process that hangs, once there is one."""
+    try:
+        return int((tmp_path / "wedged").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def test_a_capture_process_that_hangs_in_its_driver_is_replaced_and_the_safe_verdict_holds(
+    bundle: Bundle, tmp_path: Path, camera: Callable[[str], str]
+) -> None:
+    settings = camera_config(tmp_path, camera("reading"))
+    line = Line(bundle, msgspec.structs.replace(settings, stall_s=2.0))
+    line.start()
+    run_until(line, lambda: line.outputs.held is not None and wedged(tmp_path) is not None)
+    first = wedged(tmp_path)
+    assert first is not None
+    assert process_exists(first)  # held before anything was killed
+    assert line.outputs.held == "source lost: the capture process is silent"
+    assert not line.status().source
+    run_until(line, lambda: line.feed.health.restarts == 1)
+    assert not process_exists(first)
+    before = line.settlement.counts.ok
+    run_until(line, lambda: line.settlement.counts.ok >= before + 5)
+    run_until(line, lambda: line.outputs.held is None)
+    line.close()
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    entries = [json.loads(entry.body) for entry in journal.after(0, limit=100_000)]
+    journal.close()
+    frames = [entry for entry in entries if "number" in entry]
+    events = [entry for entry in entries if "kind" in entry]
+    assert [f["number"] for f in frames] == list(range(1, len(frames) + 1))
+    unseen = [f for f in frames if f["reason"] == "trigger was never seen"]
+    assert len(unseen) >= 90  # two seconds of triggers, 50 a second, and some
+    assert {(f["verdict"], f["action"]) for f in unseen} == {("safe", "reject")}
+    gaps = [e["text"] for e in events if e["kind"] == "gap"]
+    assert sum(int(text.partition(" triggers were never seen")[0]) for text in gaps) == len(unseen)
+    (restart,) = [e for e in events if e["kind"] == "capture"]
+    assert restart["text"].startswith("the capture process was silent for 2 s and was killed")
+    assert restart["severity"] == "alarm"
+
+
+def test_a_driver_that_hangs_while_it_opens_has_more_time_and_is_replaced_too(
+    tmp_path: Path, camera: Callable[[str], str]
+) -> None:
+    source = SyntheticSource(target=camera("opening"), rate=50.0)
+    with capturing(source, tmp_path, stall_s=0.25) as captured:
+        captured.until(lambda: wedged(tmp_path) is not None)
+        began_s = time.monotonic()
+        captured.until(lambda: captured.feed.health.restarts >= 1)
+        assert time.monotonic() - began_s >= 1.0
+        assert captured.frames(3)[-1].pixels is not None
+    texts = captured.told.texts("capture")
+    assert texts[0].startswith("the capture process was silent for 1.5 s and was killed")
+
+
+def test_a_capture_process_that_says_goodbye_and_does_not_end_is_killed(
+    tmp_path: Path, camera: Callable[[str], str]
+) -> None:
+    source = SyntheticSource(target=camera("leaving"), rate=50.0)
+    with capturing(source, tmp_path) as captured:
+        captured.until(lambda: captured.feed.health.restarts == 1)
+        first = wedged(tmp_path)
+        assert first is not None
+        assert not process_exists(first)
+        assert captured.frames(3)[-1].pixels is not None
+    (text,) = captured.told.texts("capture")
+    assert "the capture process ended (closed its channel)" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)]
+)
+def test_a_line_that_ends_takes_its_hanging_capture_process_with_it(
+    bundle: Bundle,
+    tmp_path: Path,
+    camera: Callable[[str], str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    path = os.pathsep.join(str(ROOT / name) for name in (".", "engines", "profilers"))
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "lpvit_edge", "run", str(bundle.folder), "--source",
+            f"synthetic:{camera('reading')}@50", "--policy", "triggered",
+            "--state", str(tmp_path / "state"),
+        ],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: wedged(tmp_path) is not None)
+        hanging = wedged(tmp_path)
+        assert hanging is not None
+        assert process_exists(hanging)
+        process.send_signal(number)
+        assert process.wait(20) == code
+        wait_until(lambda: not process_exists(hanging))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    end_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+def test_a_line_whose_camera_hangs_can_be_closed_and_recorded_all_it_took(
+    bundle: Bundle, tmp_path: Path, camera: Callable[[str], str]
+) -> None:
+    line = Line(bundle, camera_config(tmp_path, camera("reading")))
+    line.start()
+    run_until(line, lambda: wedged(tmp_path) is not None and line.summary().frames >= 9)
+    numbers = [record["number"] for record in frames_of(line)]
+    assert not [e for e in events_of(line) if e["kind"] == "capture"]
+    line.close()
+    with SequenceFile(tmp_path / "state" / "sequence") as sequence:
+        assert numbers == list(range(1, sequence.taken + 1))
