@@ -18,6 +18,7 @@ _EXTRA_OF = {
     "httpx": "webhook",
     "prometheus_client": "serve",
     "paho": "mqtt",
+    "pymodbus": "modbus",
     "pynvml": "nvml",
     "safetensors": "prune",
     "scipy": "prune",

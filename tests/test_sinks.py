@@ -4,21 +4,28 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lpvit_edge.errors import EngineError, SinkError
-from lpvit_edge.line.config import line_config
+from lpvit_edge.errors import EngineError, FileFormatError, SinkError
+from lpvit_edge.line.config import line_config, read_config
 from lpvit_edge.line.journal import Entry, Journal
 from lpvit_edge.line.line import Line
 from lpvit_edge.line.outputs import Outputs
+from lpvit_edge.line.sink_config import SinkConfig
 from lpvit_edge.line.sink_watch import SinkWatch
 from lpvit_edge.line.sinks.remote import RemoteSink
 from lpvit_engines.fake import FakeEngine
 from tests.broker import wait_for
 from tests.line_bundle import make_bundle, write_image
 from tests.plant import TurnedClock, frame
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").rglob("sinks/*.toml"))
+
+KINDS = {str(kind.__struct_config__.tag): kind for kind in SinkConfig.__args__}
+REQUIRED: dict[str, dict[str, object]] = {}
 
 
 class Other:
@@ -36,6 +43,9 @@ class Other:
 
     def resume(self, delivered: int, newest: int) -> int:
         return delivered
+
+    def too_old(self, entries: Sequence[Entry]) -> int:
+        return 0
 
     def send(self, entries: Sequence[Entry]) -> None:
         if self.is_cut:
@@ -159,3 +169,20 @@ def test_an_engine_that_hangs_puts_the_sinks_on_hold_though_the_judge_cannot(
         release.set()
         judging.join()
         line.close()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_the_examples_are_valid_and_show_every_option(path: Path) -> None:
+    tables = read_config(path)
+    line_config(tables, name=path.name)
+    for table in tables["sink"]:
+        known = {field.encode_name for field in msgspec.structs.fields(KINDS[table["kind"]])}
+        assert set(table) - {"kind"} == known
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_key_is_refused_with_its_name_and_place(kind: str) -> None:
+    sink = REQUIRED.get(kind, {}) | {"kind": kind, "target": "t", "colour": "red"}
+    source = {"kind": "folder", "target": "in"}
+    with pytest.raises(FileFormatError, match=r"line.toml: .*`colour`.*\$\.sink\[0\]"):
+        line_config({"source": source, "sink": [sink]}, name="line.toml")

@@ -148,7 +148,7 @@ def _parse(text: str, union: Any, option: str) -> dict[str, Any]:
     return {"kind": kind, "target": target, **dict(parse_qsl(options))}
 
 
-_KIND_OF = {"mqtt": "mqtt", "mqtts": "mqtt"}
+_KIND_OF = {"modbus": "modbus", "mqtt": "mqtt", "mqtts": "mqtt"}
 _WHOLE = {"gstreamer", "webhook"}  # their targets may hold question marks
 
 

@@ -1,10 +1,11 @@
 """The [[sink]] tables of line.toml, one for each kind."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+Word = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -42,4 +43,15 @@ class MqttSink(Kind, frozen=True, kw_only=True, tag="mqtt"):
     timeout_s: Positive = 5.0
 
 
-SinkConfig = JsonlSink | EvidenceSink | WebhookSink | MqttSink
+class ModbusSink(Kind, frozen=True, kw_only=True, tag="modbus"):
+    """`target` is modbus://host:502; addresses count from 0 (40001 of a manual is register 0)."""
+
+    register: Word = 0  # the first of the map
+    coil: Word | None = None  # the first of two; None: no coils are written
+    unit: Annotated[int, msgspec.Meta(ge=0, le=255)] = 1
+    word_order: Literal["high first", "low first"] = "high first"  # of numbers of 32 bits
+    max_age_ms: Positive = 500.0  # from the trigger; an older verdict is not told any more
+    timeout_s: Positive = 1.0
+
+
+SinkConfig = JsonlSink | EvidenceSink | WebhookSink | MqttSink | ModbusSink

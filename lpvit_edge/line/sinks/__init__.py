@@ -20,6 +20,7 @@ _DIRECT = {
 }
 _REMOTE = {
     "jsonl": "lpvit_edge.line.sinks.jsonl:JsonLines",
+    "modbus": "lpvit_edge.line.sinks.modbus:Modbus",
     "mqtt": "lpvit_edge.line.sinks.mqtt:Mqtt",
     "webhook": "lpvit_edge.line.sinks.webhook:Webhook",
 }

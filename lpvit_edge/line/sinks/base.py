@@ -58,6 +58,10 @@ class Remote(Protocol):
         """
         ...
 
+    def too_old(self, entries: Sequence[Entry]) -> int:
+        """How many of the first entries need not be sent any more; asked while it is away."""
+        ...
+
     def send(self, entries: Sequence[Entry]) -> None:
         """Deliver some entries, in order; returns when they have arrived."""
         ...

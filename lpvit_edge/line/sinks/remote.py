@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _FIRST_WAIT_S = 0.2
 _BEAT_S = 0.25
+_DROPPED = 500  # entries looked through at once
 
 
 class RemoteSink:
@@ -69,6 +70,7 @@ class RemoteSink:
                 self.error = str(error)
                 self._remote.disconnect()
                 self._beaten_s = float("-inf")
+                self._drop_old()
                 self._give_up.wait(wait_s)
                 wait_s = min(2 * wait_s, self._remote.longest_wait_s)
                 continue
@@ -88,6 +90,16 @@ class RemoteSink:
         self._cursor = entries[-1].id
         self._journal.set_delivered(self.name, self._cursor)
         return True
+
+    def _drop_old(self) -> None:
+        """Pass what needs not be sent any more, lest it stand before what does later on."""
+        while entries := self._journal.after(self._cursor, limit=_DROPPED):
+            count = self._remote.too_old(entries)
+            if count:
+                self._cursor = entries[count - 1].id
+                self._journal.set_delivered(self.name, self._cursor)
+            if count < len(entries):
+                return
 
     def _beat(self) -> None:
         """Tell the other side that we live; under load too, where entries never cease."""
