@@ -109,14 +109,37 @@ def torch_bsr(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BlockWeights:
+    """The copies of one pruned weight on the device, and the layer's float32 result with it."""
+
+    copies: list[WeightTensors]
+    expected: torch.Tensor
+    density: float
+    weight_bytes: int
+
+
 def ours(given: Problem, *, block: tuple[int, int], density: float) -> Contestant:
+    return shipped(given, weights=block_weights(given, block=block, density=density))
+
+
+def shipped(given: Problem, *, weights: BlockWeights) -> Contestant:
+    """The binaries that ship, through the torch operator."""
+    return Contestant(
+        run=lambda i: block_sparse_linear(given.x, weights.copies[i]),
+        expected=weights.expected,
+        density=weights.density,
+        weight_bytes=weights.weight_bytes,
+    )
+
+
+def block_weights(given: Problem, *, block: tuple[int, int], density: float) -> BlockWeights:
     weight, values, (row_ptr, col_idx) = pruned(
         given, block_rows=block[0], block_cols=block[1], density=density
     )
     packed = pack(values, row_ptr, col_idx, in_features=given.weight.shape[1], dtype=given.dtype)
-    copies = [tensors_of(packed, given) for _ in range(given.copies)]
-    return Contestant(
-        run=lambda i: block_sparse_linear(given.x, copies[i]),
+    return BlockWeights(
+        copies=[tensors_of(packed, given) for _ in range(given.copies)],
         expected=in_float32(given, weight),
         density=density,
         weight_bytes=packed.values.nbytes + packed.columns.nbytes + packed.rows.nbytes,

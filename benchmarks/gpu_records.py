@@ -99,3 +99,67 @@ class ModelTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     bandwidth_gb_s: float
     rows: tuple[ModelRow, ...]
     goals: tuple[Goal, ...]
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a kernel is compiled and launched; the defaults are what ships.
+
+    tile_rows are the tokens of a tile. parts counts CTAs on each multiprocessor where the schedule
+    is persistent, and parts of a block row's panels where it is split-K.
+    """
+
+    tile_rows: int = 64
+    warps: int = 4
+    stages: int = 5
+    schedule: Literal["grid", "persistent", "split-K"] = "grid"
+    parts: int = 1
+
+    @property
+    def name(self) -> str:
+        tail = "" if self.schedule == "grid" else f" {self.schedule} {self.parts}"
+        return f"{self.tile_rows} rows {self.warps} warps {self.stages} stages{tail}"
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One setting in the sieve or among the schedules; these numbers only choose."""
+
+    setting: Setting
+    time_us: Spread | None
+    reason: str | None
+
+
+class TuneRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One block shape on one layer. All but trials are of the final; gains are quotients within a
+    round. is_fastest marks the block shape whose better kernel had the smallest median."""
+
+    layer: str
+    batch: int
+    block: str
+    density: float
+    setting: Setting | None
+    shipped_us: Spread | None
+    tuned_us: Spread | None
+    over_shipped: Spread | None
+    over_dense: Spread | None
+    floor_us: float | None
+    is_fastest: bool
+    verdict: str
+    trials: tuple[Trial, ...]
+
+
+class TuneTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the tuning writes."""
+
+    kind: Literal["gpu_tune"] = "gpu_tune"
+    format: Literal[1] = 1
+    command: str
+    device: str
+    multiprocessors: int
+    torch: str
+    triton: str
+    dtype: str
+    rounds: int
+    sieve_rounds: int
+    peak_tflops: float
+    bandwidth_gb_s: float
+    rows: tuple[TuneRow, ...]

@@ -1,6 +1,6 @@
 """The GPU benchmarks' records as text, 100 columns wide."""
 
-from benchmarks.gpu_records import Goal, KernelRow, ModelRow
+from benchmarks.gpu_records import Goal, KernelRow, ModelRow, TuneRow
 from benchmarks.gpu_rounds import Spread
 
 KERNEL_HEAD = (
@@ -8,6 +8,8 @@ KERNEL_HEAD = (
 )
 _TIME, _GAIN, _FLOOR = "ms an inference, below mJ an image", "x dense", "floor ms"
 MODEL_HEAD = f"{'model':18} {_TIME:>36} {_GAIN:>18} {_FLOOR:>14} error"
+
+TUNE_HEAD = f"{'block':6} {'ships, us':>22} {'tuned, us':>22} {'x shipped':>16} {'x dense':>16}"
 
 
 def kernel_line(row: KernelRow) -> str:
@@ -33,6 +35,18 @@ def model_lines(row: ModelRow) -> str:
     return (
         f"{row.model:18} {number(row.latency_ms, 3):>33} ms {number(row.over_dense, 2):>18} "
         f"{floor(row.floor_ms, row.latency_ms, 3):>14} {row.error:.0e}\n{'':18} {energy}"
+    )
+
+
+def tune_line(row: TuneRow) -> str:
+    """One block shape: the kernel that ships, the best setting, and its gains."""
+    if row.setting is None or row.tuned_us is None:
+        return f"{row.block:6} -- {row.verdict}"
+    return (
+        f"{row.block:6} {number(row.shipped_us, 1):>22} {number(row.tuned_us, 1):>22} "
+        f"{number(row.over_shipped, 2):>16} {number(row.over_dense, 2):>16}"
+        f"{'  fastest' if row.is_fastest else ''}\n"
+        f"{'':6} {row.setting.name}: {row.verdict}; floor {floor(row.floor_us, row.tuned_us, 1)}"
     )
 
 

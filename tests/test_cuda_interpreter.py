@@ -13,8 +13,9 @@ if find_spec("triton") is None or find_spec("torch") is None:
 
 import numpy as np
 
+from benchmarks.gpu_records import Setting
 from lpvit_engines.cuda.half import Bits
-from tests.cuda.interpret import CASES, GUARD, GUARD_ROWS
+from tests.cuda.interpret import CASES, GUARD, GUARD_ROWS, TUNED, name_of
 from tests.cuda.layers import Case, assert_close, layer
 
 ROOT = Path(__file__).parent.parent
@@ -47,3 +48,15 @@ def test_the_source_writes_nothing_past_the_last_token(
     case: Case, results: dict[str, Bits]
 ) -> None:
     assert (results[str(case)][-GUARD_ROWS:] == GUARD).all()
+
+
+@pytest.mark.parametrize("tuned", TUNED, ids=name_of)
+def test_every_kind_of_setting_that_the_tuning_tries_computes_the_layer(
+    tuned: tuple[Setting, Case], results: dict[str, Bits]
+) -> None:
+    """Tiles, persistent CTAs and split-K, with rows that are empty and parts that get nothing."""
+    case, found = tuned[1], results[name_of(tuned)]
+    assert_close(
+        found[:-GUARD_ROWS], case, layer(case).expected, truncates=case.dtype == "bfloat16"
+    )
+    assert (found[-GUARD_ROWS:] == GUARD).all()

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu_records import Setting
+from benchmarks.gpu_settings import launch
 from cuda_src.block_sparse_linear import block_sparse_linear
 from lpvit_engines.cuda.half import Bits
 from lpvit_engines.cuda.manifest import shipped_manifest
+from lpvit_engines.cuda.torch_op import WeightTensors
 from tests.cuda.layers import Case, layer
 
 GUARD_ROWS = 3
@@ -71,8 +74,66 @@ def interpret(case: Case) -> Bits:
     return found
 
 
+# What benchmarks/gpu_tune.py tries, through its own launcher. 3 parts do not divide the panels, and
+# 8 are more than there are.
+SETTINGS = [
+    Setting(tile_rows=32),
+    Setting(tile_rows=128, warps=8, stages=7),
+    Setting(schedule="persistent", parts=1),
+    Setting(tile_rows=32, schedule="persistent", parts=4),
+    Setting(schedule="split-K", parts=3),
+    Setting(tile_rows=128, schedule="split-K", parts=8),
+]
+TUNED = [
+    (setting, case)
+    for setting in SETTINGS
+    for case in (
+        Case(block_rows=64, block_cols=32, epilogue="residual", tokens=65),
+        Case(block_rows=64, block_cols=64, epilogue="gelu", tokens=197),
+        Case(block_rows=32, block_cols=32, dtype="bfloat16", tokens=1, block_row_count=5),
+        Case(block_rows=64, block_cols=16, epilogue="gelu", keep=0.0),
+    )
+]
+
+
+def interpret_tuned(setting: Setting, case: Case) -> Bits:
+    """The result (tokens + guard rows, out_features), on a device of two multiprocessors."""
+    problem = layer(case)
+    dtype, packed = DTYPES[case.dtype], problem.packed
+
+    def half(bits: Bits) -> Any:
+        return torch.from_numpy(bits).view(dtype)
+
+    y = half(np.full((case.tokens + GUARD_ROWS, packed.out_features), GUARD, np.uint16))
+    weight = WeightTensors(
+        values=half(packed.values),
+        rows=torch.from_numpy(packed.rows),
+        columns=torch.from_numpy(packed.columns),
+        bias=half(problem.bias),
+        in_features=packed.in_features,
+        block_cols=packed.block_cols,
+    )
+    launch(
+        setting,
+        half(problem.x),
+        weight,
+        multiprocessors=2,
+        y=y,
+        epilogue=case.epilogue,
+        residual=half(problem.residual),
+        interpreted=True,
+    )
+    found: Bits = y.view(torch.uint16).numpy()
+    return found
+
+
+def name_of(tuned: tuple[Setting, Case]) -> str:
+    return f"{tuned[0].name} {tuned[1]}"
+
+
 def main(output: Path) -> None:
     results: dict[str, Any] = {str(case): interpret(case) for case in CASES}
+    results |= {name_of(tuned): interpret_tuned(*tuned) for tuned in TUNED}
     np.savez(output, **results)
 
 
