@@ -24,8 +24,15 @@ def refuse_disagreement(found: Agreement) -> None:
 def load_bundle_engine(
     bundle: Bundle, *, engine: str | None = None, threads: int | None = None
 ) -> "Engine":
-    """The bundle's engine in the precision it was built in, or the one that is named in its own."""
+    """The bundle's engine in the precision it was built in, or the one that is named in its own.
+
+    What an engine compiles here and keeps (TensorRT) is kept only if it answers the golden frames.
+    """
     from lpvit_engines import load_engine
+
+    def answers_as_built(loaded: "Engine") -> None:
+        golden = unpack(bundle.path("golden.zip"))
+        refuse_disagreement(agreement(loaded, golden, bundle.record.preprocess))
 
     return load_engine(
         engine or bundle.manifest.engine,
@@ -33,6 +40,7 @@ def load_bundle_engine(
         threads=threads or bundle.manifest.threads,
         precision=bundle.manifest.precision if engine is None else "default",
         rebuild=bundle.rebuild,
+        accept=answers_as_built,
     )
 
 

@@ -229,14 +229,18 @@ class ExportLog(Record, frozen=True, kw_only=True):
     """
 
     KIND: ClassVar[str] = "export"
+    FORMAT: ClassVar[int] = 2
 
     model_sha256: str  # of the pruned weights
     onnx_sha256: str
     images: int
-    tolerance: float
+    tolerance: float  # that ONNX Runtime was held to
     onnxruntime_error: float
     engine_error: float
     dense_engine_error: float  # of dense.onnx against the model as it was
+    # What the engine was held to in its precision; None before format 2.
+    engine_tolerance: float | None = None
+    dense_engine_tolerance: float | None = None
 
 
 class Manifest(Record, frozen=True, kw_only=True):

@@ -151,7 +151,7 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
     with working("export: model.onnx, against torch"):
         gone = export_model(job, pruned, patterns, path, shrunk=True)
         images, _, _ = read_calibration(job)
-        errors, dense_errors = (
+        compared, dense = (
             compare_runtimes(
                 model, file, images[:8], engine=job.engine, threads=job.threads, tolerance=TOLERANCE
             )
@@ -164,9 +164,11 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
         onnx_sha256=files.sha256_of(path),
         images=min(8, len(images)),
         tolerance=TOLERANCE,
-        onnxruntime_error=errors["onnxruntime"],
-        engine_error=errors[job.engine],
-        dense_engine_error=dense_errors[job.engine],
+        onnxruntime_error=compared.onnxruntime_error,
+        engine_error=compared.engine_error,
+        engine_tolerance=compared.engine_tolerance,
+        dense_engine_error=dense.engine_error,
+        dense_engine_tolerance=dense.engine_tolerance,
     )
     files.save(record, job.path("export.json"))
     return record

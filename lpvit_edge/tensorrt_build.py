@@ -10,18 +10,32 @@ from rich.table import Table
 from lpvit_edge.progress import say
 
 if TYPE_CHECKING:
+    from lpvit_engines.tensorrt.device import OpenDevice
     from lpvit_engines.tensorrt.plan_file import PlanManifest
 
 
 def build_proven(onnx: Path) -> "PlanManifest":
     """Build the plan beside an ONNX file, each sparse layer timed against its dense twin first.
 
-    TensorRT's phases show as bars on stderr, and so does the table of the layers.
+    TensorRT's phases show as bars on stderr, and so does the table of the layers. A plan that was
+    built so from this very file on this device is taken as it is.
     """
     from lpvit_engines.tensorrt.device import opened
+    from lpvit_engines.tensorrt.making import kept_plan
+
+    with opened() as device, device.calls.current(device.context):
+        kept = kept_plan(onnx, device)
+        if kept is not None and kept.proofs is not None:
+            return kept
+        manifest = _made(onnx, device)
+    show(manifest)
+    return manifest
+
+
+def _made(onnx: Path, device: "OpenDevice") -> "PlanManifest":
     from lpvit_engines.tensorrt.making import make_plan
 
-    with _bars() as bars, opened() as device, device.calls.current(device.context):
+    with _bars() as bars:
         tasks: dict[str, TaskID] = {}
 
         def on_step(phase: str, done: int, total: int) -> None:
@@ -29,9 +43,7 @@ def build_proven(onnx: Path) -> "PlanManifest":
                 tasks[phase] = bars.add_task(phase[:34], total=total)
             bars.update(tasks[phase], completed=done, total=total, visible=done < total)
 
-        manifest = make_plan(onnx, device, proven=True, on_step=on_step)
-    show(manifest)
-    return manifest
+        return make_plan(onnx, device, proven=True, on_step=on_step)
 
 
 def _bars() -> Progress:

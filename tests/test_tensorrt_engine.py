@@ -99,13 +99,18 @@ def write_plan(
 ) -> Path:
     onnx = folder / "model.onnx"
     onnx.write_bytes(b"an ONNX file")
+    plan_file.write(onnx, content, manifest_of(onnx, device=device, content=content))
+    return onnx
+
+
+def manifest_of(onnx: Path, *, device: DeviceKey, content: bytes) -> PlanManifest:
     head = EngineLayer(
         name="head + softmax",
         kernel="sm80_gemm",
         originals=("head/MatMul", "softmax"),
         sparse=False,
     )
-    manifest = PlanManifest(
+    return PlanManifest(
         kind=plan_file.KIND,
         format=plan_file.FORMAT,
         onnx_sha256=plan_file.sha256(onnx.read_bytes()),
@@ -119,8 +124,6 @@ def write_plan(
         proofs=(),
         layers=(head,),
     )
-    plan_file.write(onnx, content, manifest)
-    return onnx
 
 
 @pytest.fixture

@@ -46,17 +46,28 @@ def trt(
 
 
 def test_optimize_walks_from_the_profile_to_a_checked_engine(
-    trt: Any, tiny_project: Path, tmp_path: Path
+    trt: Any, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("2:4",))
     goal = msgspec.structs.replace(GOAL, curve=False)
     run_folder.start(job, goal, resume=False, overwrite=False)
     profile = profile_device(job, network_seconds=0.02)
     files.save(costlier(profile), job.path("device_profile.json"))
+    built: list[str] = []
+    write = plan_file.write
+
+    def noted(onnx: Path, plan: bytes, manifest: Any) -> None:
+        built.append(onnx.name)
+        write(onnx, plan, manifest)
+
+    monkeypatch.setattr(plan_file, "write", noted)
     document = main_job.optimize(job, goal)
     assert document["schema"].startswith("lpvit.optimize/")
     exported = files.load(ExportLog, job.path("export.json"))
-    assert 0.0 < exported.engine_error < 0.02  # float16, through the engine's own copy
+    assert exported.engine_tolerance is not None
+    assert exported.tolerance < exported.engine_tolerance < 0.02  # float32's, then float16's
+    assert 0.0 < exported.engine_error < exported.engine_tolerance
+    assert built.count("model.onnx") == 1  # `build` takes the engine that `export` proved
     manifest = files.load(Manifest, job.path("manifest.json"))
     assert (manifest.engine, manifest.precision) == ("tensorrt", "float16")
     plan = plan_file.read_manifest(job.path("model.plan.json"))

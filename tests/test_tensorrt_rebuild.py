@@ -6,15 +6,31 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from onnx.shape_inference import infer_shapes
 
 from lpvit_edge.bundle import Bundle
-from lpvit_edge.errors import DeviceMismatchError, EngineError
-from lpvit_engines import load_engine
+from lpvit_edge.errors import DeviceMismatchError, EngineError, MismatchError
+from lpvit_edge.golden import Agreement
+from lpvit_edge.onnx_nodes import repeated_layer_model
+from lpvit_edge.proof import refuse_disagreement
+from lpvit_engines import Engine, load_engine
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.engine import TensorRtEngine
+from lpvit_engines.tensorrt.making import MadePlan
 from tests.cuda.fake_driver import compile_fake_driver
-from tests.test_tensorrt_engine import ORIN, SHAPES, Driver, compute, images, write_plan
+from tests.test_tensorrt_engine import (
+    ORIN,
+    SHAPES,
+    Driver,
+    compute,
+    images,
+    manifest_of,
+    write_plan,
+)
+from tests.trt.fake_builder import building_tensorrt
 from tests.trt.fake_trt import fake_tensorrt
 
 UPGRADED = msgspec.structs.replace(ORIN, tensorrt="10.16.2")
@@ -53,13 +69,18 @@ def test_the_old_engine_serves_until_the_new_plan_is_swapped_in(
     answer = compute({"x": x})["logits"]
     trt.__version__ = "10.16.2"
 
-    def make_plan(path: Path, device: object, *, proven: bool) -> None:
+    def build_plan(path: Path, device: object, *, proven: bool) -> MadePlan:
+        assert proven
+        assert old.infer(x) == pytest.approx(answer, abs=1e-5)
+        content = b"plan of the upgraded device"
+        return MadePlan(plan=content, manifest=manifest_of(path, device=UPGRADED, content=content))
+
+    def accept(candidate: object) -> None:
         assert files_of(tmp_path) == before
         assert old.infer(x) == pytest.approx(answer, abs=1e-5)
-        write_plan(tmp_path, device=UPGRADED, content=b"plan of the upgraded device")
 
-    monkeypatch.setattr("lpvit_engines.tensorrt.engine.make_plan", make_plan)
-    with TensorRtEngine(onnx, rebuild=True, library=driver.path) as new:
+    monkeypatch.setattr("lpvit_engines.tensorrt.engine.build_plan", build_plan)
+    with TensorRtEngine(onnx, rebuild=True, accept=accept, library=driver.path) as new:
         assert new.manifest.device == UPGRADED
         assert old.infer(x) == pytest.approx(answer, abs=1e-5)
     old.close()
@@ -75,16 +96,102 @@ def test_a_rebuild_that_fails_leaves_the_old_plan_as_it_was(
     before = files_of(tmp_path)
     trt.__version__ = "10.16.2"
 
-    def make_plan(*_: object, **__: object) -> None:
+    def build_plan(*_: object, **__: object) -> None:
         raise EngineError("TensorRT built no engine")
 
-    monkeypatch.setattr("lpvit_engines.tensorrt.engine.make_plan", make_plan)
+    monkeypatch.setattr("lpvit_engines.tensorrt.engine.build_plan", build_plan)
     with pytest.raises(EngineError, match="built no engine"):
         TensorRtEngine(onnx, rebuild=True, library=driver.path)
     assert files_of(tmp_path) == before
     with pytest.raises(DeviceMismatchError, match=r"tensorrt is 10\.3\.0 there .* --rebuild"):
         TensorRtEngine(onnx, library=driver.path)
     assert driver.live == 0
+
+
+@pytest.fixture
+def building(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[Any, Path, NDArray[np.float32]]:
+    """(a TensorRT that builds, an ONNX file with a 2:4 layer and a plan of an older TensorRT, x)"""
+    driver.fail("cuStreamBeginCapture", 901)  # a fake graph would compute nothing
+    module = building_tensorrt()
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    onnx = tmp_path / "bundle/model.onnx"
+    onnx.parent.mkdir()
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((64, 64)).astype(np.float32)
+    weight.reshape(64, 16, 4)[:, :, 2:] = 0
+    model = repeated_layer_model(
+        tokens=5, in_features=64, out_features=64, activation="none", copies=[weight]
+    )
+    onnx.write_bytes(infer_shapes(model).SerializeToString())  # as an exported file has them
+    TensorRtEngine(onnx, library=driver.path).close()
+    module.__version__ = "10.16.2"
+    return module, onnx, generator.standard_normal((1, 5, 64)).astype(np.float32)
+
+
+def test_a_rebuild_times_every_sparse_layer_against_its_dense_twin(
+    driver: Driver, building: tuple[Any, Path, NDArray[np.float32]]
+) -> None:
+    module, onnx, x = building
+    before = plan_file.read_manifest(plan_file.manifest_path(onnx))
+    assert before.proofs is None  # loading alone compares nothing, and says so
+    builds = len(module.configs)
+    seen: list[NDArray[np.float32]] = []
+    with TensorRtEngine(
+        onnx, rebuild=True, accept=lambda engine: seen.append(engine.infer(x)), library=driver.path
+    ) as engine:
+        assert np.array_equal(engine.infer(x), seen[0])
+    after = plan_file.read_manifest(plan_file.manifest_path(onnx))
+    assert after.device.tensorrt == "10.16.2"
+    assert after.proofs is not None
+    assert [proof.pattern for proof in after.proofs] == ["2:4"]
+    assert len(module.configs) == builds + 3  # the layer sparse, dense, and the whole network
+
+
+def test_a_rebuilt_engine_that_answers_otherwise_is_not_put_in_place(
+    driver: Driver, building: tuple[Any, Path, NDArray[np.float32]]
+) -> None:
+    module, onnx, x = building
+    before = files_of(onnx.parent)
+    module.__version__ = "10.3.0"
+    old = TensorRtEngine(onnx, library=driver.path)
+    live = driver.live
+    module.__version__ = "10.16.2"
+    answers: list[NDArray[np.float32]] = []
+
+    def accept(engine: Engine) -> None:
+        answers.append(engine.infer(x))
+        refuse_disagreement(Agreement(frames=16, same_class=9, worst=0.4))
+
+    with pytest.raises(
+        MismatchError, match=r"is not put in place, .* stays as it is: 9 of 16 golden frames"
+    ):
+        TensorRtEngine(onnx, rebuild=True, accept=accept, library=driver.path)
+    assert files_of(onnx.parent) == before
+    assert driver.live == live
+    assert np.array_equal(old.infer(x), answers[0])
+    old.close()
+    assert driver.live == 0
+
+
+def test_a_bundles_golden_frames_judge_what_is_built_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lpvit_edge import proof
+
+    given: list[Any] = []
+    monkeypatch.setattr("lpvit_engines.load_engine", lambda *_, **o: given.append(o["accept"]))
+    monkeypatch.setattr(proof, "unpack", lambda path: ())
+    wrong = Agreement(frames=16, same_class=15, worst=0.2)
+    monkeypatch.setattr(proof, "agreement", lambda *_: wrong)
+    manifest: Any = SimpleNamespace(engine="tensorrt", threads=1, precision="float16")
+    record: Any = SimpleNamespace(preprocess=None)
+    proof.load_bundle_engine(Bundle(folder=tmp_path, record=record, manifest=manifest))
+    with pytest.raises(MismatchError, match="15 of 16 golden frames"):
+        given[0](None)
 
 
 def test_a_swap_cut_off_at_any_write_leaves_a_whole_pair(

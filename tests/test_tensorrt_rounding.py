@@ -13,6 +13,7 @@ from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt.build import Built
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.making import _settled
+from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
 from lpvit_engines.tensorrt.rounding import emulated_half, half_tolerance, longest_chain
 from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount, table
 
@@ -65,11 +66,14 @@ def test_a_wrong_weight_in_the_engines_copy_is_refused_before_anything_is_built(
     from lpvit_edge.export import compare_runtimes
 
     module, path, images = tiny
-    portable = onnx.load(path)
-    wrong = next(x for x in portable.graph.initializer if list(x.dims) == [64, 64])
-    wrong.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(wrong) * 1.5, wrong.name))
-    onnx.save(portable, path)
-    monkeypatch.setattr("lpvit_engines.load_engine", lambda *_, **__: pytest.fail("was built"))
+
+    def wrong_copy(portable: Any, *, dense: tuple[str, ...]) -> Any:
+        wrong = next(x for x in portable.graph.initializer if list(x.dims) == [64, 64])
+        wrong.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(wrong) * 1.5, wrong.name))
+        return tensorrt_copy(portable, dense=dense)
+
+    monkeypatch.setattr("lpvit_engines.tensorrt.rounding.tensorrt_copy", wrong_copy)
+    monkeypatch.setattr("lpvit_edge.tensorrt_build.build_proven", lambda _: pytest.fail("built"))
     with pytest.raises(EngineError, match="the float16 copy differs from the torch model"):
         compare_runtimes(module, path, images, engine="tensorrt", threads=1, tolerance=1e-3)
 

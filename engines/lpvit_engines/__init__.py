@@ -3,8 +3,10 @@
 A backend and its vendor library are imported only when asked for.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from lpvit_edge.errors import EngineError, UnknownEngineError
 from lpvit_engines.base import Engine
@@ -38,12 +40,14 @@ def load_engine(
     threads: int | None = None,
     precision: str = DEFAULT_PRECISION,
     rebuild: bool = False,
+    accept: Callable[[Engine], None] | None = None,
 ) -> Engine:
     """Compile the ONNX model at `path` with the engine called `name`, on all cores or `threads`.
 
     `precision` "default" is the engine's own (float32 of openvino, float16 of tensorrt); what else
     it has is in PRECISIONS. An engine that keeps what it compiled (tensorrt) refuses that of
-    another device with DeviceMismatchError, or compiles again with `rebuild`; the others compile
+    another device with DeviceMismatchError, or compiles again with `rebuild`; what it compiles is
+    kept only once `accept`, which is handed the engine, raised no MismatchError. The others compile
     at each load.
 
     Raises UnknownEngineError, MissingDependencyError where the engine's library is absent,
@@ -56,11 +60,11 @@ def load_engine(
         raise EngineError(f"threads is {threads}; give 1 or more, or None for every core")
     chosen = resolve_precision(name, precision)
     module, _, cls = _ENGINES[name].partition(":")
-    options: dict[str, str | bool] = {}
+    options: dict[str, Any] = {}
     if chosen != PRECISIONS[name][0]:
         options["precision"] = chosen
-    if rebuild and name in _KEEPING:
-        options["rebuild"] = True
+    if name in _KEEPING:
+        options.update(rebuild=rebuild, accept=accept)
     engine: Engine = getattr(import_module(module), cls)(path, threads=threads, **options)
     return engine
 

@@ -1,29 +1,31 @@
 """The engine for Jetson and NVIDIA GPUs: a plan of TensorRT, built on this device, run on it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpvit_edge.errors import DeviceMismatchError, EngineError
+from lpvit_edge.errors import DeviceMismatchError, EngineError, MismatchError
+from lpvit_engines.base import Engine
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.inputs import check_input
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.arrays import device_array
 from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.library import load_tensorrt
-from lpvit_engines.tensorrt.making import LoadedPlan, make_plan
+from lpvit_engines.tensorrt.making import LoadedPlan, build_plan
 from lpvit_engines.tensorrt.session import EventTimes
 from lpvit_engines.tensorrt.times import GroupTime, group_times, make_profiler
 
 _LOG = logging.getLogger(__name__)
 _TRIAL_RUNS = 30
+_Self = TypeVar("_Self", bound="TensorRtEngine")
 
 
 class TensorRtEngine:
@@ -31,9 +33,11 @@ class TensorRtEngine:
 
     A plan that is missing, or was made from another ONNX file, is built here, which takes minutes
     on a Jetson; with `rebuild` also one of another device or TensorRT, which is DeviceMismatchError
-    otherwise. The old plan stays until the new one is whole, so that engines already loaded from
-    it go on, and a build that fails changes nothing. `threads` has no meaning on a GPU and is
-    ignored. One thread at a time may use it.
+    otherwise. With `rebuild` or `accept` each sparse layer of a plan that is built here is first
+    timed against its dense twin. `accept` is handed the engine of such a plan, and raises
+    MismatchError to refuse it. The old plan stays until the new one is whole and accepted, so that
+    engines already loaded from it go on, and a build that fails changes nothing. `threads` has no
+    meaning on a GPU and is ignored. One thread at a time may use it.
     """
 
     name = "tensorrt"
@@ -44,6 +48,7 @@ class TensorRtEngine:
         *,
         threads: int | None = None,
         rebuild: bool = False,
+        accept: Callable[[Engine], None] | None = None,
         library: str = cuda.LIBRARY,
     ) -> None:
         if not path.is_file():
@@ -53,36 +58,44 @@ class TensorRtEngine:
         with ExitStack() as stack:
             self._device = stack.enter_context(opened(library))
             with self._device.calls.current(self._device.context):
-                plan, self.manifest = self._plan(trt, rebuild=rebuild)
+                found = self._kept_plan(trt, rebuild=rebuild)
+                proven = rebuild or accept is not None
+                plan, self.manifest = found or self._new_plan(proven=proven)
                 self._loaded: LoadedPlan | None = self._load(trt, plan)
             stack.callback(self._release, self._loaded)
+            self.input_shape, self.outputs = _edges(path, self._loaded)
+            if found is None:
+                self._accepted(accept)
+                plan_file.write(path, plan, self.manifest)
             self._resources = stack.pop_all()
-        session = self._loaded.session
-        if len(session.inputs) != 1 or not session.outputs:
-            self.close()
-            raise EngineError(
-                f"{path} has {len(session.inputs)} inputs and {len(session.outputs)} outputs; this "
-                "engine takes models with one input, whose first output is the answer"
-            )
-        self.input_shape = session.inputs[0].shape
-        self.outputs: tuple[str, ...] = tuple(x.name for x in session.outputs)
 
-    def _plan(self, trt: Any, *, rebuild: bool) -> tuple[bytes, plan_file.PlanManifest]:
+    def _kept_plan(self, trt: Any, *, rebuild: bool) -> tuple[bytes, plan_file.PlanManifest] | None:
+        """The plan beside the ONNX file; None where one must be built."""
         calls = self._device.calls
         here = plan_file.device_key(calls, self._device.device, tensorrt=str(trt.__version__))
         try:
-            found = plan_file.read(self.path, here)
+            return plan_file.read(self.path, here)
         except DeviceMismatchError as error:
             if not rebuild:
                 raise
             _LOG.warning("%s", error)
-            found = None
-        if found is None:
-            _LOG.warning("building the engine of %s; this takes minutes", self.path)
-            make_plan(self.path, self._device, proven=False)
-            found = plan_file.read(self.path, here)
-        assert found is not None  # it was just written from this very file
-        return found
+            return None
+
+    def _new_plan(self, *, proven: bool) -> tuple[bytes, plan_file.PlanManifest]:
+        _LOG.warning("building the engine of %s; this takes minutes", self.path)
+        made = build_plan(self.path, self._device, proven=proven)
+        return made.plan, made.manifest
+
+    def _accepted(self, accept: Callable[[Engine], None] | None) -> None:
+        if accept is None:
+            return
+        try:
+            accept(self)
+        except MismatchError as error:
+            raise MismatchError(
+                f"the engine that was built here from {self.path} is not put in place, and what "
+                f"was there before stays as it is: {error}"
+            ) from error
 
     def _load(self, trt: Any, plan: bytes) -> LoadedPlan:
         """With copies, or without where memory is shared and that is the faster of the two."""
@@ -186,7 +199,7 @@ class TensorRtEngine:
             self._loaded = None
             self._resources.close()
 
-    def __enter__(self) -> "TensorRtEngine":
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(
@@ -196,6 +209,17 @@ class TensorRtEngine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _edges(path: Path, loaded: LoadedPlan) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Shape of the one input, names of the outputs. Raises EngineError for another network."""
+    session = loaded.session
+    if len(session.inputs) != 1 or not session.outputs:
+        raise EngineError(
+            f"{path} has {len(session.inputs)} inputs and {len(session.outputs)} outputs; this "
+            "engine takes models with one input, whose first output is the answer"
+        )
+    return session.inputs[0].shape, tuple(x.name for x in session.outputs)
 
 
 def _wait_for_producer(calls: Any, producer: int, stream: int) -> None:

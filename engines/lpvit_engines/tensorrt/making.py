@@ -1,6 +1,7 @@
 """From a portable ONNX file to a plan with its manifest: prove each sparse layer, then build."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 
 from lpvit_edge.deps import require
-from lpvit_edge.errors import EngineError
+from lpvit_edge.errors import DeviceMismatchError, EngineError, FileFormatError
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.build import Built, build, deserialized
 from lpvit_engines.tensorrt.device import OpenDevice
@@ -22,6 +23,25 @@ from lpvit_engines.tensorrt.sparsity import LayerProof, confirm, runs_dense
 from lpvit_engines.tensorrt.trials import prove
 
 
+@dataclass(frozen=True, kw_only=True)
+class MadePlan:
+    """A plan that is in memory only."""
+
+    plan: bytes
+    manifest: PlanManifest
+
+
+def kept_plan(onnx_path: Path, device: OpenDevice) -> PlanManifest | None:
+    """What is known of the plan beside an ONNX file, where it is of this very file and device."""
+    version = str(load_tensorrt().__version__)
+    here = plan_file.device_key(device.calls, device.device, tensorrt=version)
+    try:
+        found = plan_file.read(onnx_path, here)
+    except (DeviceMismatchError, FileFormatError):
+        return None
+    return None if found is None else found[1]
+
+
 def make_plan(
     onnx_path: Path,
     device: OpenDevice,
@@ -32,9 +52,26 @@ def make_plan(
 ) -> PlanManifest:
     """Build the plan of an ONNX file and write both files beside it.
 
+    An old plan is replaced only once the new one is whole.
+    """
+    made = build_plan(onnx_path, device, proven=proven, on_step=on_step, cache=cache)
+    plan_file.write(onnx_path, made.plan, made.manifest)
+    return made.manifest
+
+
+def build_plan(
+    onnx_path: Path,
+    device: OpenDevice,
+    *,
+    proven: bool,
+    on_step: OnStep | None = None,
+    cache: Path | None = None,
+) -> MadePlan:
+    """Build the plan of an ONNX file, and write nothing.
+
     With `proven` every sparse layer is first timed against its dense twin, and one that does not
     win, alone or in the whole network, is built dense; without, TensorRT decides alone and the
-    manifest says that nothing was compared. An old plan is replaced only once the new one is whole.
+    manifest says that nothing was compared.
     """
     onnx = require("onnx")
     content = onnx_path.read_bytes()
@@ -47,10 +84,9 @@ def make_plan(
     proofs = tuple(maker.prove(portable, name, form) for name, form in patterns.items() if proven)
     built, confirmed = _settled(maker.whole, portable, patterns, proofs)
     manifest = _manifest(content, built, maker.key, device, confirmed)
-    if not proven:
+    if patterns and not proven:
         manifest = msgspec.structs.replace(manifest, proofs=None)
-    plan_file.write(onnx_path, built.plan, manifest)
-    return manifest
+    return MadePlan(plan=built.plan, manifest=manifest)
 
 
 BuildWhole = Callable[[Any, dict[str, str], frozenset[str]], Built]  # portable, patterns, dense
