@@ -134,8 +134,14 @@ class Chromium:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def picture(self) -> bytes:
-        """A PNG of the window."""
-        found = self.call("Page.captureScreenshot", format="png")
+        """A PNG of the whole page."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        found = self.call(
+            "Page.captureScreenshot",
+            format="png",
+            captureBeyondViewport=True,
+            clip={"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1},
+        )
         return base64.b64decode(found["data"])
 
     def problems(self) -> list[str]:

@@ -10,6 +10,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from lpvit_edge.dashboard.hub import Hub
+from lpvit_edge.dashboard.power import PowerMonitor
 from lpvit_edge.dashboard.server import Dashboard, serve
 from tests.chromium import Chromium, chromium_or_skip
 from tests.dashboard_line import ToldSource, frame, hub_of
@@ -110,6 +112,23 @@ def test_without_a_sensor_the_page_says_so_and_draws_no_zero(browser: Chromium) 
             "document.getElementById('chart-power').textContent.includes('no power sensor')"
         )
         assert browser.evaluate("document.querySelector('#chart-power canvas')") is None
+
+
+def test_a_long_reason_can_be_read_whole_and_leaves_room_for_the_rest(browser: Chromium) -> None:
+    reason = "no power sensor can be read here: " + "rapl: no RAPL domain; " * 18 + "the end"
+    power = PowerMonitor(None, reason=reason)
+    browser.show(width=1440, height=900, dark=False)
+    with Hub(device={}, power=power) as hub, serve(hub, bind="127.0.0.1:0") as page:
+        browser.open(page.url)
+        browser.wait_for("document.getElementById('power')?.textContent === 'not measured'")
+        assert text(browser, "power-note") == reason
+        tall = browser.evaluate("document.getElementById('tile-power').offsetHeight")
+        hidden = browser.evaluate(
+            "(e => e.scrollHeight > e.clientHeight && getComputedStyle(e).overflowY)"
+            "(document.getElementById('power-note'))"
+        )
+    assert tall < 260
+    assert hidden == "auto"
 
 
 @pytest.mark.parametrize("dark", [False, True])
