@@ -8,11 +8,14 @@ from pathlib import Path
 import msgspec
 
 from lpvit_edge import files
-from lpvit_edge.bundle import open_bundle, write_bundle
+from lpvit_edge.bundle import REFERENCE, open_bundle, write_bundle
 from lpvit_edge.errors import FileFormatError, MismatchError
 from lpvit_edge.golden import GoldenFrame, probabilities_of, unpack
 from lpvit_edge.images import decode_pixels
+from lpvit_edge.progress import say
 from lpvit_edge.records import Check
+
+DENSE_REFERENCE = "dense_reference"  # .json and .safetensors, written by `check`
 
 
 @contextmanager
@@ -51,7 +54,23 @@ def dense_bundle(run: Path) -> Iterator[Path]:
             dense = msgspec.structs.replace(manifest, onnx_sha256=proven, kernels=engine.kernels())
         files.save(dense, folder / "manifest.json")
         write_bundle(folder, model=sparse.record.model, preprocess=preprocess, golden=golden)
+        _add_reference(run, folder, proven)
         yield folder
+
+
+def _add_reference(run: Path, folder: Path, onnx_sha256: str) -> None:
+    """What the dense engine makes of the checked images, where `check` left it."""
+    from lpvit_edge.drift.reference import ReferenceNote
+
+    note = run / f"{DENSE_REFERENCE}.json"
+    if not note.is_file():
+        say(f"{run}: no {note.name}, so drift is not watched while the dense engine runs")
+        return
+    if files.load(ReferenceNote, note).onnx_sha256 != onnx_sha256:
+        raise MismatchError(f"{note}: not about {run / 'dense.onnx'}; run `lpvit check` again")
+    for name in REFERENCE:
+        content = (run / f"{DENSE_REFERENCE}{Path(name).suffix}").read_bytes()
+        files.write_atomic(folder / name, content)
 
 
 def _answered(frame: GoldenFrame, probabilities: list[float]) -> GoldenFrame:

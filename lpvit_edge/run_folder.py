@@ -36,6 +36,8 @@ ARTEFACTS = (
     "check.json",
     "reference.safetensors",
     "reference.json",
+    "dense_reference.safetensors",
+    "dense_reference.json",
     "curve.json",
     "optimize.json",
     "report.html",

@@ -217,6 +217,7 @@ def build(job: Job, *, precision: str = "default") -> Manifest:
 def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
     """Dense and sparse engine side by side on the held-out images, as manifest.json says."""
     from lpvit_edge.check import check_engines
+    from lpvit_edge.dense_bundle import DENSE_REFERENCE
     from lpvit_edge.drift.build import write_reference
 
     refuse_other_model(allocation.model, job.model.identity, what="the allocation")
@@ -236,13 +237,16 @@ def check(job: Job, allocation: Allocation, *, seconds: float = 10.0) -> Check:
         seconds=seconds,
     )
     files.save(record, job.path("check.json"))
-    write_reference(
-        job.path("model.onnx"),
-        calibration=job.calibration,
-        heldout=job.heldout,
-        preprocess=job.model.preprocess,
-        engine=job.engine,
-        threads=job.threads,
-        precision=precision,
-    )
+    # The dense network may take the line over, and is to be watched then too.
+    for onnx, name in (("model.onnx", "reference"), ("dense.onnx", DENSE_REFERENCE)):
+        write_reference(
+            job.path(onnx),
+            calibration=job.calibration,
+            heldout=job.heldout,
+            preprocess=job.model.preprocess,
+            engine=job.engine,
+            threads=job.threads,
+            precision=precision,
+            name=name,
+        )
     return record

@@ -104,12 +104,40 @@ def test_red_falls_back_to_the_dense_bundle_and_stays_there_after_a_restart(
     assert StoredBundles(store).begin().version == watched_bundle.version
 
 
-def test_red_falls_back_to_the_bundle_that_the_rules_name(
+def test_the_bundle_that_a_red_alarm_left_comes_back_when_it_is_installed_again(
     watched_bundle: Bundle, tmp_path: Path
 ) -> None:
+    store = BundleStore(tmp_path / "store")
+    store.install(watched_bundle.folder, prove)
     dense = make_bundle(tmp_path / "b" / "dense", network=b"dense")
-    line, _, _ = run_into_drift(OneBundle(watched_bundle.folder, fallback=dense.folder), tmp_path)
+    store.install(dense.folder, prove, role="dense")
+    bundles = StoredBundles(store)
+    line = Line(bundles.begin(), folder_config(tmp_path))
+    line.start()
+
+    def runs(version: str) -> bool:
+        bundles.look(line)
+        return line.bundle.version == version
+
+    bundles.fall_back(line, "red drift alarm")
+    run_until(line, lambda: runs(dense.version))
+    store.install(watched_bundle.folder, prove)  # the lamp was mended
+    run_until(line, lambda: runs(watched_bundle.version))
+    line.close()
+    assert store.record().on_dense is None
+
+
+def test_red_falls_back_to_the_bundle_that_the_rules_name(
+    watched_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = make_bundle(tmp_path / "b" / "dense", network=b"dense")
+    bundles = OneBundle(watched_bundle.folder, fallback=dense.folder)
+    line, _, _ = run_into_drift(bundles, tmp_path)
     assert line.bundle.version == dense.version
+    offered: list[object] = []
+    monkeypatch.setattr(line.swap, "offer", lambda *offer: offered.append(offer))
+    bundles.fall_back(line, "red again, from the dense engine's own reference")
+    assert not offered
 
 
 def test_red_without_a_denser_bundle_is_told_and_the_line_goes_on(

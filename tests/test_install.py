@@ -7,11 +7,20 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from lpvit_edge import files
 from lpvit_edge.bundle import Bundle
-from lpvit_edge.dense_bundle import dense_bundle
+from lpvit_edge.dense_bundle import DENSE_REFERENCE, dense_bundle
+from lpvit_edge.drift.reference import (
+    ReferenceNote,
+    Seen,
+    build_reference,
+    load_reference,
+    save_reference,
+    softmax,
+)
 from lpvit_edge.errors import FileFormatError, MismatchError
 from lpvit_edge.records import Check
 from lpvit_edge.store import BundleStore
@@ -79,6 +88,43 @@ def test_the_dense_network_of_a_run_becomes_a_bundle_of_its_own(
     assert installed.path("model.onnx").read_bytes() == b"dense network"
     assert (installed.labels, installed.version != run_folder.version) == (run_folder.labels, True)
     assert store.path("current") is None
+
+
+def test_the_dense_bundle_is_watched_with_the_reference_that_the_check_left_for_it(
+    run_folder: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with dense_bundle(run_folder.folder) as folder:
+        assert not (folder / "reference.json").exists()
+    assert "drift is not watched while the dense engine runs" in capsys.readouterr().err
+    digest = files.sha256_of(run_folder.path("dense.onnx"))
+    note = dense_reference(run_folder.folder, onnx_sha256=digest)
+    store = BundleStore(tmp_path / "store")
+    with dense_bundle(run_folder.folder) as folder:
+        installed = store.install(folder, lambda bundle: None, role="dense")
+    assert load_reference(installed.folder)[1] == note
+    dense_reference(run_folder.folder, onnx_sha256="0" * 64)
+    with (
+        pytest.raises(MismatchError, match=r"dense_reference\.json: not about"),
+        dense_bundle(run_folder.folder),
+    ):
+        pass
+
+
+def dense_reference(folder: Path, *, onnx_sha256: str) -> ReferenceNote:
+    rng = np.random.default_rng(0)
+    seen = [
+        Seen(
+            features=rng.normal(size=(60, 3)).astype(np.float32),
+            probabilities=softmax(rng.normal(size=(60, 3))),
+            statistics=rng.random((60, 5), np.float32),
+        )
+        for _ in range(2)
+    ]
+    reference, shrinkage = build_reference(*seen)
+    return save_reference(
+        reference, folder, onnx_sha256=onnx_sha256, engine="fake", images=(60, 60),
+        shrinkage=shrinkage, name=DENSE_REFERENCE,
+    )  # fmt: skip
 
 
 def test_a_dense_network_that_nobody_checked_is_refused(run_folder: Bundle) -> None:

@@ -95,6 +95,8 @@ def test_a_run_leaves_every_artefact_and_nothing_else(finished: Job) -> None:
         "device_profile.partial.json",
         "reference.json",
         "reference.safetensors",
+        "dense_reference.json",
+        "dense_reference.safetensors",
         "floor.json",
         "finetune.json",
         "finetune.state.pt",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from lpvit_edge.bundle import Bundle
+from lpvit_edge.line.config import line_config, read_config
 from lpvit_edge.line.journal import Journal
+from lpvit_edge.line.redact import from_environment
 from lpvit_edge.line.sequence import SequenceFile
 from tests.line_bundle import make_bundle, write_image
 from tests.test_line import CAMERA, ROOT
@@ -200,3 +203,26 @@ def test_the_unit_waits_for_ready_and_restarts_what_the_watchdog_misses() -> Non
     assert "lpvit run --store" in settings["ExecStart"]
     # systemd must not give up before the store went back: three starts, then a fourth.
     assert int(settings["StartLimitBurst"]) > 4
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    systemd = shutil.which("systemd-analyze")
+    if systemd is None:
+        pytest.skip("no systemd-analyze here; apt-get install systemd")
+    text = UNIT.read_text(encoding="utf-8").replace("/opt/lpvit/bin/lpvit", sys.executable)
+    for change, words in (("", ""), ("Restrat=always\n", "Restrat")):
+        unit = tmp_path / UNIT.name
+        unit.write_text(text.replace("Restart=always\n", f"{change}Restart=always\n"))
+        done = subprocess.run([systemd, "verify", str(unit)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert words in done.stderr if words else done.stderr == ""
+
+
+def test_the_examples_configuration_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = line_config(read_config(UNIT.with_name("line.toml")), name="line.toml")
+    assert settings.policy.kind == "triggered"
+    assert [sink.__struct_config__.tag for sink in settings.sink] == ["jsonl", "evidence"]
+    monkeypatch.setenv("CAMERA_USER", "bob")
+    monkeypatch.setenv("CAMERA_PASSWORD", "secret")
+    target = from_environment(settings.source.target)
+    assert target == "rtsp://bob:secret@10.0.0.5/stream"

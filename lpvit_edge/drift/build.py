@@ -33,22 +33,26 @@ def write_reference(
     engine: str,
     threads: int,
     precision: str = "default",
+    name: str = "reference",
 ) -> ReferenceNote | None:
-    """Write reference.json and reference.safetensors beside an ONNX file.
+    """Write NAME.json and NAME.safetensors beside an ONNX file.
 
     None, said on stderr, where the model has no embedding to watch or the images are too few: the
     line then runs without a drift watch. A reference of an earlier model is removed.
     """
     from lpvit_engines import load_engine
 
-    for name in ("reference.json", "reference.safetensors"):
-        (onnx.parent / name).unlink(missing_ok=True)
+    for suffix in ("json", "safetensors"):
+        (onnx.parent / f"{name}.{suffix}").unlink(missing_ok=True)
     with load_engine(engine, onnx, threads=threads, precision=precision) as loaded:
         if FEATURES not in loaded.outputs:
             say(f"no drift reference: {onnx.name} has no output {FEATURES!r}")
             return None
         try:
-            seen = _seen(loaded, calibration, preprocess), _seen(loaded, heldout, preprocess)
+            seen = tuple(
+                _seen(loaded, images, preprocess, what=onnx.stem)
+                for images in (calibration, heldout)
+            )
             reference, shrinkage = build_reference(*seen)
         except DataError as error:
             say(f"no drift reference: {error}")
@@ -60,11 +64,12 @@ def write_reference(
         engine=engine,
         images=(len(seen[0].features), len(seen[1].features)),
         shrinkage=shrinkage,
+        name=name,
     )
 
 
-def _seen(engine: "Engine", images: ImageFolder, preprocess: Preprocess) -> Seen:
-    what = f"check: drift reference, {images.folder.name}"
+def _seen(engine: "Engine", images: ImageFolder, preprocess: Preprocess, *, what: str) -> Seen:
+    what = f"check: drift reference of {what}, {images.folder.name}"
     return gather(track(_frames(engine, images, preprocess), what=what, total=len(images.paths)))
 
 

@@ -149,11 +149,12 @@ def save_reference(
     engine: str,
     images: tuple[int, int],
     shrinkage: float,
+    name: str = "reference",
 ) -> ReferenceNote:
-    """Write reference.safetensors and then reference.json, whose presence says it is whole."""
+    """Write NAME.safetensors and then NAME.json, whose presence says it is whole."""
     save_file = require("safetensors.numpy").save_file
     arrays = {name: np.ascontiguousarray(getattr(reference, name)) for name in _FIELDS}
-    path = folder / "reference.safetensors"
+    path = folder / f"{name}.safetensors"
     files.replace_atomic(path, lambda temporary: save_file(arrays, temporary))
     note = ReferenceNote(
         onnx_sha256=onnx_sha256,
@@ -167,7 +168,7 @@ def save_reference(
         bins=BINS,
         arrays_sha256=files.sha256_of(path),
     )
-    files.save(note, folder / "reference.json")
+    files.save(note, folder / f"{name}.json")
     return note
 
 

@@ -113,6 +113,8 @@ class OneBundle:
         if self._fallback is None:
             line.settlement.event("bundle", _NO_DENSE, "alarm")
             return
+        if line.bundle.folder == self._fallback:
+            return  # the denser one sees the drift too
         try:
             line.swap.offer(self._opened(self._fallback), reason)
         except LpvitEdgeError as error:
@@ -154,6 +156,7 @@ class StoredBundles:
         self._within_s = within_s
         self._starts = store.folder / "starts.json"
         self._known: str | None = None  # the current bundle that was looked at last
+        self._on_dense = False
         self._running: Bundle | None = None
         self._role: Role = "current"  # `previous` where store.json could not be written
         self._works = False
@@ -169,7 +172,7 @@ class StoredBundles:
         record = self._store.record()
         self._running = None
         if record.on_dense is not None:
-            self._known = record.current
+            self._known, self._on_dense = record.current, True
             self.told.append((f"the denser bundle runs: {record.on_dense}", "warning"))
             return self._opened("dense")
         name = record.current
@@ -225,8 +228,11 @@ class StoredBundles:
             return
         self._looked_s = time.monotonic()
         try:
-            current = self._store.record().current
-            if current is None or current == self._known:
+            record = self._store.record()
+            current = record.current
+            # The one that a red alarm left may be installed again, which ends the dense one's time.
+            ended = self._on_dense and record.on_dense is None
+            if current is None or (current == self._known and not ended):
                 return
             bundle = self._opened("current")
         except LpvitEdgeError as error:
@@ -236,7 +242,7 @@ class StoredBundles:
         if line.swap.offer(
             bundle, "it was installed", refused=lambda why: self._refused(line, why)
         ):
-            self._known = current
+            self._known, self._on_dense = current, False
 
     def fall_back(self, line: "Line", reason: str) -> None:
         """Offer the dense bundle to the line, which stays with it until one is installed."""
@@ -268,6 +274,7 @@ class StoredBundles:
     def _note_dense(self, line: "Line", reason: str) -> None:
         try:
             self._store.note_dense(reason)
+            self._on_dense = True
         except OSError as error:
             text = f"the next start will not know that the denser bundle runs: {error}"
             line.settlement.event("bundle", text, "warning")
