@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the GPU is reached through torch")
 
+from benchmarks.gpu_records import Setting  # noqa: E402
+from benchmarks.gpu_settings import grid_settings, launch, schedules_of  # noqa: E402
 from lpvit_engines.cuda.manifest import Variant, shipped_manifest  # noqa: E402
 from lpvit_engines.cuda.torch_op import block_sparse_linear, to_tensors  # noqa: E402
 from tests.cuda.layers import Case, assert_close, layer  # noqa: E402
@@ -72,3 +74,19 @@ def test_a_captured_graph_replays_the_kernel() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("setting", [*grid_settings()[::4], *schedules_of(Setting())], ids=str)
+def test_a_setting_of_the_tuning_computes_the_layer(setting: Setting) -> None:
+    pytest.importorskip("triton", reason="settings are compiled where they run")
+    case = Case(block_rows=64, block_cols=16, epilogue="gelu")
+    problem = layer(case)
+    bias = torch.from_numpy(problem.bias).view(torch.float16).float().numpy()
+    y = launch(
+        setting,
+        torch.from_numpy(problem.x).cuda().view(torch.float16),
+        to_tensors(problem.packed, bias),
+        multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count,
+        epilogue=case.epilogue,
+    )
+    assert_close(y.cpu().view(torch.uint16).numpy(), case, problem.expected)

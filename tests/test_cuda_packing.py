@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from lpvit_edge.errors import EngineError, LpvitEdgeError, ModelError
 from lpvit_engines.cuda.half import from_bits, to_bits
 from lpvit_engines.cuda.manifest import shipped_manifest
-from lpvit_engines.cuda.packing import PANEL_COLS, PackedWeight, pack
+from lpvit_engines.cuda.packing import PANEL_COLS, TILE_ROWS, PackedWeight, pack
 from tests.cuda.layers import Case, blocks_of, dense
 
 SHAPES = sorted({(v.block_rows, v.block_cols) for v in shipped_manifest().variants})
 
 
 def test_every_kernel_reads_panels_of_the_width_that_is_packed() -> None:
-    assert {variant.panel_cols for variant in shipped_manifest().variants} == {PANEL_COLS}
+    sizes = {(variant.panel_cols, variant.tile_rows) for variant in shipped_manifest().variants}
+    assert sizes == {(PANEL_COLS, TILE_ROWS)}
 
 
 def unpacked(packed: PackedWeight) -> NDArray[np.float32]:

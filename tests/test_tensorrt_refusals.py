@@ -85,5 +85,17 @@ def test_inputs_that_are_not_the_layers_are_refused_before_a_kernel_reads_them(
 def test_a_batch_that_the_kernels_cannot_count_is_refused_at_build() -> None:
     batch = 2**31 // (197 * 3072)
     plugin_parts.check_shapes(GIVEN, list((SHAPES | {"x": (batch, 197, 768)}).values()))
-    with pytest.raises(EngineError, match="build for a smaller batch"):
+    with pytest.raises(EngineError, match="use a smaller batch"):
         plugin_parts.check_shapes(GIVEN, list((SHAPES | {"x": (batch + 1, 197, 768)}).values()))
+
+
+def test_more_tokens_than_one_launch_computes_are_refused_at_build() -> None:
+    """Narrow layers reach the limit of the grid before that of the 32-bit count."""
+    given = GIVEN | {"in_features": 64, "out_features": 64}
+    shapes = {
+        "panels": (1, 64, 64), "rows": (1, 4), "columns": (4,), "bias": (64,),
+    }  # fmt: skip
+    most = 65_535 * 64
+    plugin_parts.check_shapes(given, [(most, 64), *shapes.values()])
+    with pytest.raises(EngineError, match=f"one launch computes up to {most}; use"):
+        plugin_parts.check_shapes(given, [(most + 1, 64), *shapes.values()])

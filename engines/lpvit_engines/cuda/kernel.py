@@ -81,7 +81,7 @@ class Kernel:
         # One expression without a call: this runs at every launch, the words only for a refusal.
         if (
             (x | values | rows | columns | bias | residual | y | ldx | ldy) & 15
-            or not 0 < tokens * max(ldx, ldy) <= _INT32_MAX
+            or not 0 <= tokens * max(ldx, ldy) <= _INT32_MAX
             or tiles > _GRID_ROWS_MAX
             or block_row_count * self._block_rows != ldy
             or self._adds_residual != bool(residual)
@@ -107,16 +107,9 @@ class Kernel:
         *_, residual, _, ldx, ldy = aligned
         if any(number % 16 for number in aligned):
             return _misaligned(aligned)
-        if not 0 < tokens * max(ldx, ldy) <= _INT32_MAX:
-            return (
-                f"{tokens} tokens of {max(ldx, ldy)} features: the kernels count up to "
-                f"{_INT32_MAX} elements; use a smaller batch"
-            )
-        if tokens > _GRID_ROWS_MAX * self._tile_rows:
-            return (
-                f"{tokens} tokens: one launch computes up to {_GRID_ROWS_MAX * self._tile_rows}; "
-                "use a smaller batch"
-            )
+        uncounted = beyond_a_launch(tokens, widest=max(ldx, ldy), tile_rows=self._tile_rows)
+        if uncounted is not None:
+            return uncounted
         if block_row_count * self._block_rows != ldy:
             return (
                 f"{block_row_count} block rows of {self._block_rows} do not make the {ldy} outputs "
@@ -144,6 +137,21 @@ class Kernel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def beyond_a_launch(tokens: int, *, widest: int, tile_rows: int) -> str | None:
+    """Why one launch cannot compute so many tokens of so many features; None where it can."""
+    if not 0 <= tokens * widest <= _INT32_MAX:
+        return (
+            f"{tokens} tokens of {widest} features: the kernels count up to {_INT32_MAX} elements; "
+            "use a smaller batch"
+        )
+    if tokens > _GRID_ROWS_MAX * tile_rows:
+        return (
+            f"{tokens} tokens: one launch computes up to {_GRID_ROWS_MAX * tile_rows}; use a "
+            "smaller batch"
+        )
+    return None
 
 
 def open_kernel(

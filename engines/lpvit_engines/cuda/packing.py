@@ -18,7 +18,9 @@ from lpvit_engines.cuda.manifest import DType, shipped_manifest
 
 Indices = NDArray[np.int32]
 INT32_MAX = 2**31 - 1
-PANEL_COLS = 64  # of every kernel that ships; a test holds it against the manifest
+# Of every kernel that ships; a test holds both against the manifest.
+PANEL_COLS = 64
+TILE_ROWS = 64  # tokens of a CTA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
-from lpvit_edge.errors import EngineError
+from lpvit_edge.errors import EngineError, ModelError
 from lpvit_engines.cuda.packing import pack
 from lpvit_engines.tensorrt.graph import Graph
 from lpvit_engines.tensorrt.half_copy import to_half
@@ -104,7 +104,10 @@ def _sparse_node(graph: Graph, node: Any, dense: Collection[str]) -> list[Any] |
         weight = dense_weight(blocks, pointers, indices, in_features=in_features)
         w = graph.constant(f"{node.name}.dense", weight.T)
         return _dense_nodes(graph, node, x, w, bias, activation)
-    packed = pack(blocks, pointers, indices, in_features=in_features)
+    try:
+        packed = pack(blocks, pointers, indices, in_features=in_features)
+    except (EngineError, ModelError) as error:
+        raise type(error)(f"sparse node {node.name}: {error}") from error
     if graph.arrays[bias].shape != (packed.out_features,):
         raise EngineError(
             f"sparse node {node.name} has {packed.out_features} outputs and a bias of shape "

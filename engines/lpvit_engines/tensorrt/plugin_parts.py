@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from lpvit_edge.errors import EngineError, LpvitEdgeError
-from lpvit_engines.cuda.kernel import Kernel
-from lpvit_engines.cuda.packing import INT32_MAX, PANEL_COLS
+from lpvit_engines.cuda.kernel import Kernel, beyond_a_launch
+from lpvit_engines.cuda.packing import PANEL_COLS, TILE_ROWS
 from lpvit_engines.tensorrt.plugin_fields import NAME, NAMESPACE
 
 _INDEX_INPUTS = (2, 3)
@@ -38,12 +38,9 @@ def check_shapes(given: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> No
             f"of {outputs} outputs and {inputs} inputs in blocks of {given['block_rows']}x"
             f"{given['block_cols']}: export the model again and build it again"
         )
-    tokens = math.prod(x[:-1])
-    if tokens * max(inputs, outputs) > INT32_MAX:
-        raise EngineError(
-            f"{tokens} tokens of {max(inputs, outputs)} features: the kernels count up to "
-            f"{INT32_MAX} elements; build for a smaller batch"
-        )
+    uncounted = beyond_a_launch(math.prod(x[:-1]), widest=max(inputs, outputs), tile_rows=TILE_ROWS)
+    if uncounted is not None:
+        raise EngineError(uncounted)
 
 
 def upper_shape(described: Any) -> tuple[int, ...]:
