@@ -45,6 +45,7 @@ NARROW_KERNELS: dict[str, list[tuple[str, str, list[str]]]] = {
     "avx2": [("avx2_int8", "kernel_int8", [])],
     "avx512": [
         ("avx512_bf16", "kernel_bf16", [*AVX512, "-mavx512bf16"]),
+        ("avx512_bf16_attention", "attention_bf16", [*AVX512, "-mavx512bf16"]),
         ("avx512_vnni", "kernel_int8", [*AVX512, "-mavx512vnni"]),
     ],
     "neon": [

@@ -3,13 +3,16 @@
     python benchmarks/cpu_engine.py --quick --json      DeiT-S, 50 and 80 %, under a minute
     python benchmarks/cpu_engine.py                     DeiT-S and DeiT-B, one and two threads
     python benchmarks/cpu_engine.py --precision bf16    the same in bfloat16
+    python benchmarks/cpu_engine.py --precision int8 --nncf PYTHON
 
 Every round calls each engine once, so a disturbance of the machine meets them all. dense_ms and
 sparse_ms are medians over the rounds and speedup is their quotient; speedup_quartiles are those of
 the rounds' own quotients. The baseline is the faster of OpenVINO, in the same precision, and ONNX
-Runtime, whose CPU provider has no bfloat16 and stays float32. CPU time of
-the process stands beside wall time: on one thread it tells the same story where other programs
-take turns on the cores; on several, waiting workers add to it.
+Runtime, whose CPU provider has no bfloat16 and stays float32. In int8 it is the fastest of OpenVINO
+on models that NNCF quantised after training (PYTHON is an interpreter that has nncf), with the rest
+in float32 and in bfloat16; this engine's own dense int8 is timed too, as dense_all_ms says.
+CPU time of the process stands beside wall time: on one thread it tells the same story where other
+programs take turns on the cores; on several, waiting workers add to it.
 Weights are random: speed is measured here, nothing else.
 """
 
@@ -21,14 +24,12 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.dense_peers import Infer, onnxruntime_call, quantise, quantised_calls
 from benchmarks.layer_roofline import measured_peak_gflops, roofline
 from benchmarks.vit_onnx import export_dense, write_sparse
 from lpvit_engines import PRECISIONS, Engine, load_engine
@@ -36,8 +37,8 @@ from lpvit_engines.native import instruction_set
 
 MODELS = {"deit_small": "deit_small_patch16_224", "deit_base": "deit_base_patch16_224"}
 SPARSITIES = (0.5, 0.8)
+OWN = "lpvit-dense"  # this engine on the dense model, in int8: named, but no baseline
 Times = tuple[float, float]
-Infer = Callable[[NDArray[np.float32]], Any]
 
 
 def main() -> None:
@@ -62,8 +63,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS["openvino"], default="float32")
     parser.add_argument("--patterns", nargs="+", default=["64x1", "64x16"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--nncf", type=Path, metavar="PYTHON", help="for --precision int8")
     options = parser.parse_args()
+    if options.precision == "int8" and options.nncf is None:
+        parser.error("int8 needs its peer: --nncf PYTHON, an interpreter that has nncf")
     if options.quick:
         options.models, options.patterns = ["deit_small"], ["64x1"]
         options.threads = [os.cpu_count() or 1]
@@ -77,14 +82,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for model in options.models:
         dense = folder / f"{model}.onnx"
         note(f"exporting {model}")
-        export_quietly(MODELS[model], dense)
-        files, gemms = write_variants(dense, options.patterns)
+        export_dense(MODELS[model], dense)
+        files, gemms = write_variants(dense, options.patterns, options.sparsities)
+        quantised = quantise(dense, python=options.nncf) if options.nncf else []
         for threads in dict.fromkeys(options.threads):
             note(f"timing {model} on {threads} threads, {options.rounds} rounds")
             rows += compare(
                 model,
                 dense,
                 files,
+                quantised=quantised,
                 threads=threads,
                 rounds=options.rounds,
                 precision=options.precision,
@@ -103,13 +110,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def write_variants(
-    dense: Path, patterns: list[str]
+    dense: Path, patterns: list[str], sparsities: list[float]
 ) -> tuple[dict[tuple[str, float], Path], dict[tuple[str, float], Any]]:
     """A sparse file and its list of GEMMs for each (pattern, sparsity)."""
     files, gemms = {}, {}
     for pattern in patterns:
         rows, columns = map(int, pattern.split("x"))
-        for sparsity in SPARSITIES:
+        for sparsity in sparsities:
             key = (pattern, sparsity)
             files[key] = dense.with_name(f"{dense.stem}-{pattern}-{sparsity}.onnx")
             gemms[key] = write_sparse(dense, files[key], block=(rows, columns), sparsity=sparsity)
@@ -121,20 +128,24 @@ def compare(
     dense: Path,
     files: dict[tuple[str, float], Path],
     *,
+    quantised: list[Path],
     threads: int,
     rounds: int,
     precision: str,
 ) -> list[dict[str, Any]]:
-    """One row for each sparse file, against the faster dense engine of the same rounds."""
-    paths: dict[Any, Path] = {"openvino": dense, **files}
+    """One row for each sparse file, against the fastest dense engine of the same rounds."""
+    own = OWN if precision == "int8" else "openvino"  # which quantises nothing itself
+    paths: dict[Any, Path] = {own: dense, **files}
     engines: dict[Any, Engine] = {
         key: load_engine("openvino", path, threads=threads, precision=precision)
         for key, path in paths.items()
     }
     calls: dict[Any, Infer] = {key: engine.infer for key, engine in engines.items()}
     calls["onnxruntime"] = onnxruntime_call(dense, threads=threads)
+    calls |= quantised_calls(quantised, threads=threads)
     times = alternate(calls, rounds=rounds)
-    baseline = min(("openvino", "onnxruntime"), key=lambda e: median_wall_ms(times[e]))
+    dense_ms = {key: median_wall_ms(times[key]) for key in calls if key not in files}
+    baseline = min((key for key in dense_ms if key != OWN), key=dense_ms.__getitem__)
     for engine in engines.values():
         engine.close()
     return [
@@ -147,6 +158,7 @@ def compare(
             "dense_engine": baseline,
             **quotient(times[baseline], times[(pattern, sparsity)]),
             "rounds": rounds,
+            "dense_all_ms": {key: round(ms, 3) for key, ms in dense_ms.items()},
         }
         for pattern, sparsity in files
     ]
@@ -184,25 +196,6 @@ def quotient(dense: list[Times], sparse: list[Times]) -> dict[str, Any]:
 
 def median_wall_ms(times: list[Times]) -> float:
     return statistics.median(wall for wall, _ in times)
-
-
-def onnxruntime_call(path: Path, *, threads: int) -> Infer:
-    """ONNX Runtime at its best settings for one model; its workers stop spinning between calls."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: session.run(None, {name: image})
-
-
-def export_quietly(model: str, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates this exporter; timm's models pass it
-        export_dense(model, path)
 
 
 def describe_machine() -> dict[str, Any]:

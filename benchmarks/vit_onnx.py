@@ -3,6 +3,7 @@
 Only speed is measured on these, so weights and masks are random: no trained accuracy is implied.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,28 @@ class Gemm:
 
 def export_dense(model: str, path: Path) -> None:
     """Write timm's model with random weights, batch 1, 224 px."""
+    _export(_random_network(model), path, opset=20)
+
+
+def export_unstructured(model: str, path: Path, *, sparsity: float) -> None:
+    """The same with single weights of the linear layers in its blocks zeroed at random.
+
+    In opset 16, and with attention as products and a softmax: older runtimes read nothing newer.
+    """
+    import torch
+
+    network = _random_network(model)
+    generator = torch.Generator().manual_seed(SEED)
+    for name, module in network.named_modules():
+        if isinstance(getattr(module, "fused_attn", None), bool):
+            module.fused_attn = False
+        if isinstance(module, torch.nn.Linear) and name.startswith("blocks."):
+            kept = torch.rand(module.weight.shape, generator=generator) >= sparsity
+            module.weight.data *= kept
+    _export(network, path, opset=16)
+
+
+def _random_network(model: str) -> Any:
     import timm
     import torch
 
@@ -37,8 +60,16 @@ def export_dense(model: str, path: Path) -> None:
     network = timm.create_model(model, pretrained=False).eval()
     for parameter in network.parameters():  # equal tensors would be exported as one
         torch.nn.init.normal_(parameter, std=0.02)
+    return network
+
+
+def _export(network: Any, path: Path, *, opset: int) -> None:
+    import torch
+
     image = torch.zeros(1, 3, 224, 224)
-    torch.onnx.export(network, (image,), str(path), opset_version=20, dynamo=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates this exporter; timm's models pass it
+        torch.onnx.export(network, (image,), str(path), opset_version=opset, dynamo=False)
 
 
 def write_sparse(dense: Path, path: Path, *, block: tuple[int, int], sparsity: float) -> list[Gemm]:

@@ -22,9 +22,18 @@ from lpvit_edge.trial import masked_by_magnitude  # noqa: E402
 from lpvit_engines import load_engine, openvino_node  # noqa: E402
 from lpvit_engines.native import instruction_sets  # noqa: E402
 from lpvit_engines.native_library import tbb_threads  # noqa: E402
-from lpvit_engines.openvino_attention import attention  # noqa: E402
+from lpvit_engines.openvino_attention import attention, kernel_address  # noqa: E402
+from tests.test_block_sparse_bf16 import ON_BF16, rounded  # noqa: E402
 
+BF16 = "avx512_bf16"
+ATTENTION_SETS = (*instruction_sets(), *((BF16,) if kernel_address(BF16, 64) else ()))
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+
+
+def random_qkv(tokens: int, width: int, isa: str) -> NDArray[np.float32]:
+    """Numbers that the instruction set need not round."""
+    qkv = np.random.default_rng(0).standard_normal((tokens, width), np.float32)
+    return rounded(qkv) if isa == BF16 else qkv
 
 
 def expected_attention(qkv: NDArray[np.float32], heads: int) -> NDArray[np.float64]:
@@ -36,7 +45,7 @@ def expected_attention(qkv: NDArray[np.float32], heads: int) -> NDArray[np.float
     return out.transpose(1, 0, 2).reshape(tokens, -1)
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", ATTENTION_SETS)
 @pytest.mark.parametrize("threaded", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "heads", "head_dim"),
@@ -45,28 +54,32 @@ def expected_attention(qkv: NDArray[np.float32], heads: int) -> NDArray[np.float
 def test_attention_equals_float64(
     isa: str, threaded: bool, tokens: int, heads: int, head_dim: int
 ) -> None:
-    qkv = np.random.default_rng(0).standard_normal((tokens, 3 * heads * head_dim), np.float32)
+    qkv = random_qkv(tokens, 3 * heads * head_dim, isa)
     found = attention(qkv, heads=heads, isa=isa, threads=tbb_threads() if threaded else None)
-    assert np.abs(found - expected_attention(qkv, heads)).max() < 5e-6
+    error = np.abs(found - expected_attention(qkv, heads)).max()
+    if isa == BF16:  # rounds each weight of the softmax by 2^-9 of it at most
+        assert error <= 2.0**-9 * np.abs(qkv).max() + 5e-6
+    else:
+        assert error < 5e-6
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", ATTENTION_SETS)
 def test_one_key_that_outweighs_all_others_is_what_comes_out(isa: str) -> None:
-    qkv = np.random.default_rng(0).standard_normal((20, 3 * 16), np.float32)
+    qkv = random_qkv(20, 3 * 16, isa)
     qkv[:, :16] = 1.0
     qkv[7, 16:32] = 300.0  # every other weight is below exp(-1000)
     out = attention(qkv, heads=1, isa=isa)
     assert np.array_equal(out, np.broadcast_to(qkv[7, 32:], out.shape))
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", ATTENTION_SETS)
 def test_a_nan_does_not_stay_hidden(isa: str) -> None:
     qkv = np.zeros((20, 3 * 16), np.float32)
     qkv[3, 40] = np.nan
     assert np.isnan(attention(qkv, heads=1, isa=isa)[:, 8]).all()
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", ATTENTION_SETS)
 def test_heads_that_fill_no_register_are_refused_in_words(isa: str) -> None:
     with pytest.raises(EngineError, match=f"no {isa} attention for heads of 6"):
         attention(np.zeros((4, 18), np.float32), heads=1, isa=isa)
@@ -89,8 +102,8 @@ def vit(**changes: Any) -> nn.Module:
     return found
 
 
-def fused(path: Path) -> list[str]:
-    with load_engine("openvino", path, threads=1) as engine:
+def fused(path: Path, precision: str = "default") -> list[str]:
+    with load_engine("openvino", path, threads=1, precision=precision) as engine:
         return [kernel for kernel in engine.kernels().values() if "attention" in kernel]
 
 
@@ -105,6 +118,30 @@ def test_every_attention_of_a_sparse_vit_runs_on_the_kernel_and_gives_the_same(
     monkeypatch.setattr(openvino_node.SparseNodes, "fuse_attention", lambda *_: {})
     with load_engine("openvino", path, threads=2) as engine:
         assert np.abs(ours - engine.infer(x)).max() < 1e-5 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_attention_in_int8_stays_in_floating_point_and_gives_nearly_the_same(
+    sparse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported(tmp_path / "m.onnx", vit(), size=32, sparse=sparse)
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32)
+    assert [kernel.partition(" ")[2] for kernel in fused(path, "int8")] == ["attention 2 x 32"] * 2
+    with load_engine("openvino", path, threads=2, precision="int8") as engine:
+        ours = engine.infer(x)
+    monkeypatch.setattr(openvino_node.SparseNodes, "fuse_attention", lambda *_: {})
+    with load_engine("openvino", path, threads=2, precision="int8") as engine:
+        assert np.abs(ours - engine.infer(x)).max() < 0.02 * np.abs(ours).max()
+
+
+@ON_BF16
+def test_attention_in_int8_multiplies_in_bfloat16_unless_another_set_is_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported(tmp_path / "m.onnx", vit(), size=32)
+    assert {kernel.partition(" ")[0] for kernel in fused(path, "int8")} == {f"lpvit_{BF16}"}
+    monkeypatch.setenv("LPVIT_ISA", "avx2")
+    assert {kernel.partition(" ")[0] for kernel in fused(path, "int8")} == {"lpvit_avx2"}
 
 
 def test_a_dense_network_stays_openvinos_own(tmp_path: Path) -> None:

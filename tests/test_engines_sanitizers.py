@@ -76,7 +76,7 @@ def test_every_instruction_set_of_this_machine_steps_nowhere_it_should_not(
     compiler, sets = build.find_compiler(), build.INSTRUCTION_SETS["x86_64"]
     lines = run_check(build, tmp_path, compiler=compiler, sets=sets, flags=SANITIZERS)
     expected = [
-        ("avx512_bf16", 34, "avx512_bf16" in flags),
+        ("avx512_bf16", 44, "avx512_bf16" in flags),
         ("avx512_vnni", 34, "avx512_vnni" in flags),
         ("avx512", 44, "avx512f" in flags),
         ("avx2_int8", 34, {"avx2", "fma"} <= set(flags)),

@@ -8,6 +8,9 @@ A place is found by the shapes around a softmax and accepted by proof: all candi
 of the network, run by OpenVINO on random numbers, and replaced only where the kernel gives the
 same. So a mask, a bias on the scores (Swin), another order of heads or another scale keeps
 OpenVINO's own.
+
+In int8 the products of attention are taken in bfloat16 where the processor has AVX512_BF16; the
+proof is made in float32 there too.
 """
 
 import ctypes
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
-from lpvit_engines.native import instruction_set
+from lpvit_engines.native import BF16_INSTRUCTION_SET, Precision, instruction_set
 from lpvit_engines.native_library import library
 
 NODE = "Attention"
@@ -39,26 +42,29 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
 
 
-def fuse_attention(model: Any, factory: Any, *, thread_table: int | None) -> dict[str, str]:
+def fuse_attention(
+    model: Any, factory: Any, *, thread_table: int | None, precision: Precision = "float32"
+) -> dict[str, str]:
     """Put the kernel in the place of every attention that computes the same; edits `model`.
 
     `factory` makes native operators (openvino_node.native_operators). Returns the kernel by the
     name of the node that gave the attention's result.
     """
-    isa = instruction_set()
+    isa, used = instruction_set(), attention_instruction_set(precision)
     candidates = [
         found
         for node in model.get_ordered_ops()
         if node.get_type_name() == "Softmax"
         and (found := _around(node)) is not None
         and kernel_address(isa, found.head_dim)
+        and kernel_address(used, found.head_dim)
     ]
     proved = _proved(model, candidates, isa=isa)
     nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     for found in proved:
         attributes = {
             "run": _address(library().lpvit_attention),
-            "kernel": kernel_address(isa, found.head_dim),
+            "kernel": kernel_address(used, found.head_dim),
             "threads": thread_table or 0,
             "heads": found.heads,
             "head_dim": found.head_dim,
@@ -66,7 +72,15 @@ def fuse_attention(model: Any, factory: Any, *, thread_table: int | None) -> dic
         fused = factory.create(NODE, [nodes[found.source].output(0)], attributes)
         fused.set_friendly_name(found.result)
         _redirect(nodes[found.result].output(0), fused.output(0))
-    return {f.result: f"lpvit_{isa} attention {f.heads} x {f.head_dim}" for f in proved}
+    return {f.result: f"lpvit_{used} attention {f.heads} x {f.head_dim}" for f in proved}
+
+
+def attention_instruction_set(precision: Precision) -> str:
+    """The one whose attention a network of that precision runs."""
+    if precision == "int8" and instruction_set("int8") == "avx512_vnni":
+        narrow = BF16_INSTRUCTION_SET
+        return narrow if library().lpvit_supports(narrow.encode()) else instruction_set()
+    return instruction_set()
 
 
 def kernel_address(isa: str, head_dim: int) -> int:

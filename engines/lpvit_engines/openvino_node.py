@@ -85,7 +85,9 @@ class SparseNodes:
         factory = native_operators() if is_ours else None
         if factory is None:
             return {}
-        return fuse_attention(model, factory, thread_table=self.thread_table)
+        return fuse_attention(
+            model, factory, thread_table=self.thread_table, precision=self.precision
+        )
 
     def close(self) -> None:
         for layer in self.packed:

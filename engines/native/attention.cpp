@@ -43,12 +43,13 @@ const AttentionKernel* find_attention(const char* isa) {
     if (!lpvit_supports(isa)) return nullptr;
 #if defined(LPVIT_ONLY_PORTABLE)
 #elif defined(__x86_64__)
+    if (std::strcmp(isa, "avx512_bf16") == 0) return &avx512_bf16_attention;
     if (std::strcmp(isa, "avx512") == 0) return &avx512_attention;
     if (std::strcmp(isa, "avx2") == 0) return &avx2_attention;
 #elif defined(__aarch64__)
     if (std::strcmp(isa, "neon") == 0) return &neon_attention;
 #endif
-    return &portable_attention;
+    return std::strcmp(isa, "portable") == 0 ? &portable_attention : nullptr;
 }
 
 }  // namespace

@@ -28,6 +28,7 @@ struct AttentionKernel {
 
 #if defined(LPVIT_ONLY_PORTABLE)
 #elif defined(__x86_64__)
+extern const AttentionKernel avx512_bf16_attention;
 extern const AttentionKernel avx512_attention;
 extern const AttentionKernel avx2_attention;
 #elif defined(__aarch64__)
