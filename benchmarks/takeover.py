@@ -42,6 +42,10 @@ def drawn(number, lamp):
         list(SURFACES)[number % len(SURFACES)], label, rng=np.random.default_rng(number), lamp=lamp
     )
 
+for lamp in (1.0, 0.6):  # drawing one takes milliseconds
+    for number in range(240):
+        drawn(number, lamp)
+
 def frame(number):
     return drawn(number % 240, 0.6 if Path({dim!r}).exists() else 1.0)
 """

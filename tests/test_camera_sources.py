@@ -185,15 +185,27 @@ def test_frames_that_a_genicam_camera_took_and_nobody_fetched_get_a_number_each(
     assert (gap.state, gap.text.split(" triggers")[0]) == ("gap", str(missed))
 
 
-def test_the_numbers_of_gige_vision_begin_anew_after_65535_without_a_gap(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counters", "gaps"),
+    [
+        ((65534, 65535, 1, 2), []),  # GigE Vision has 16 bits and no 0
+        ((1, 3), ["1 trigger was never seen (2)"]),
+        ((1, 5), ["3 triggers were never seen (2 to 4)"]),
+        ((9, 1), ["the camera counts anew from 1; what it missed is not known"]),
+    ],
+    ids=["wrap", "one", "three", "anew"],
+)
+def test_jumps_in_the_camera_s_own_numbers_are_gaps(
+    tmp_path: Path, counters: tuple[int, ...], gaps: list[str]
+) -> None:
     ring: Any = Ring()
     with SequenceFile(tmp_path / "sequence") as sequence:
         capture = Capture(ring, sequence, "triggered")
-        for counter in (65534, 65535, 1, 2):
+        for counter in counters:
             capture.hand_over(
                 Captured(pixels=None, captured_at=0.0, captured_ns=0, counter=counter, fault="-")
             )
-    assert [type(m) for m in ring.messages] == [FrameMessage] * 4
+    assert [m.text for m in ring.messages if isinstance(m, StatusMessage)] == gaps
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_capture_process_that_hangs_in_its_driver_is_replaced_and_the_safe_ver
     assert len(unseen) >= 90  # two seconds of triggers, 50 a second, and some
     assert {(f["verdict"], f["action"]) for f in unseen} == {("safe", "reject")}
     gaps = [e["text"] for e in events if e["kind"] == "gap"]
-    assert sum(int(text.partition(" triggers were never seen")[0]) for text in gaps) == len(unseen)
+    assert sum(int(text.split()[0]) for text in gaps if "never seen" in text) == len(unseen)
     (restart,) = [e for e in events if e["kind"] == "capture"]
     assert restart["text"].startswith("the capture process was silent for 2 s and was killed")
     assert restart["severity"] == "alarm"

@@ -102,7 +102,9 @@ class Capture:
                 "gap", f"the camera counts anew from {counter}; what it missed is not known"
             )
             return
-        self.status("gap", f"{missed} triggers were never seen ({before + 1} to {counter - 1})")
+        which = f"{before + 1} to {counter - 1}" if missed > 1 else f"{before + 1}"
+        what = "triggers were" if missed > 1 else "trigger was"
+        self.status("gap", f"{missed} {what} never seen ({which})")
         if self._policy != "triggered":
             return
         for _ in range(min(missed, MOST_MISSED)):
