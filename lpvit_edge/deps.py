@@ -7,6 +7,7 @@ from lpvit_edge.errors import MissingDependencyError
 
 _EXTRA_OF = {
     "accelerate": "finetune",
+    "asyncua": "opcua",
     "av": "camera",
     "jinja2": "prune",
     "onnx": "cpu",

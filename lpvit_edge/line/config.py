@@ -145,10 +145,17 @@ def _parse(text: str, union: Any, option: str) -> dict[str, Any]:
             f"{option} {redacted(text)!r}: write kind:target; kinds are {', '.join(kinds)}"
         )
     target, _, options = (rest, "", "") if kind in _WHOLE else rest.partition("?")
-    return {"kind": kind, "target": target, **dict(parse_qsl(options))}
+    table: dict[str, Any] = {"kind": kind, "target": target}
+    for key, value in parse_qsl(options):
+        inner, dot, name = key.partition(".")
+        if dot:  # nodes.verdict=...
+            table.setdefault(inner, {})[name] = value
+        else:
+            table[key] = value
+    return table
 
 
-_KIND_OF = {"modbus": "modbus", "mqtt": "mqtt", "mqtts": "mqtt"}
+_KIND_OF = {"modbus": "modbus", "mqtt": "mqtt", "mqtts": "mqtt", "opc.tcp": "opcua"}
 _WHOLE = {"gstreamer", "webhook"}  # their targets may hold question marks
 
 

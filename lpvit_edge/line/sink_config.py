@@ -54,4 +54,41 @@ class ModbusSink(Kind, frozen=True, kw_only=True, tag="modbus"):
     timeout_s: Positive = 1.0
 
 
-SinkConfig = JsonlSink | EvidenceSink | WebhookSink | MqttSink | ModbusSink
+class OpcUaNodes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which node gets what; None: it is not written."""
+
+    number: str | None = None  # of the part; written after all else
+    part: str | None = None  # what the source calls the part
+    verdict: str | None = None  # ok, reject, safe, or 1, 2, 3
+    action: str | None = None  # pass, reject, or 1, 2
+    reject: str | None = None  # of a Boolean: reject the newest part
+    label: str | None = None
+    confidence: str | None = None
+    reason: str | None = None
+    age_ms: str | None = None  # from the trigger
+    heartbeat: str | None = None
+    state: str | None = None  # offline, online, held, or 0, 1, 2
+    judging: str | None = None  # of a Boolean: state is online
+    ok_count: str | None = None
+    reject_count: str | None = None
+    safe_count: str | None = None
+    missed_count: str | None = None
+
+
+class OpcUaSink(Kind, frozen=True, kw_only=True, tag="opcua"):
+    """`target` is opc.tcp://user:${NAME}@host:4840/path."""
+
+    nodes: OpcUaNodes
+    security: Literal["none", "Basic256Sha256", "Aes128Sha256RsaOaep", "Aes256Sha256RsaPss"] = (
+        "none"
+    )
+    mode: Literal["Sign", "SignAndEncrypt"] = "SignAndEncrypt"
+    certificate: str | None = None  # of this client, PEM or DER
+    key: str | None = None
+    server_certificate: str | None = None  # the one to trust
+    application_uri: str = "urn:lpvit-edge:line"  # as it stands in `certificate`
+    max_age_ms: Positive = 500.0  # from the trigger; an older verdict is not told any more
+    timeout_s: Positive = 2.0
+
+
+SinkConfig = JsonlSink | EvidenceSink | WebhookSink | MqttSink | ModbusSink | OpcUaSink

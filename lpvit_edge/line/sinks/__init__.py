@@ -22,6 +22,7 @@ _REMOTE = {
     "jsonl": "lpvit_edge.line.sinks.jsonl:JsonLines",
     "modbus": "lpvit_edge.line.sinks.modbus:Modbus",
     "mqtt": "lpvit_edge.line.sinks.mqtt:Mqtt",
+    "opcua": "lpvit_edge.line.sinks.opcua:OpcUa",
     "webhook": "lpvit_edge.line.sinks.webhook:Webhook",
 }
 
