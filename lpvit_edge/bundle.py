@@ -4,6 +4,7 @@
     model.onnx      the network, compiled on the device when it is loaded
     manifest.json   what compiled it, where, and which kernels ran
     golden.zip      a few images with the answers that they gave
+    model.int8.json   how large the inputs of linear layers get, for TensorRT's int8
     reference.json, reference.safetensors   what the embedding looks like; written by `check`
 
 Nothing in a bundle is ever unpickled.
@@ -21,6 +22,7 @@ from lpvit_edge.images import Preprocess
 from lpvit_edge.records import Manifest, ModelIdentity, Record
 
 SEALED = ("model.onnx", "manifest.json", "golden.zip")
+SEALED_TOO = ("model.int8.json",)  # where TensorRT's int8 was calibrated
 REFERENCE = ("reference.json", "reference.safetensors")  # has a seal of its own
 
 
@@ -73,10 +75,14 @@ def write_bundle(
         model=model,
         preprocess=preprocess,
         device=msgspec.to_builtins(identify()),
-        sha256={name: files.sha256_of(folder / name) for name in SEALED},
+        sha256={name: files.sha256_of(folder / name) for name in _sealed(folder)},
     )
     files.save(record, folder / "bundle.json")
     return record
+
+
+def _sealed(folder: Path) -> tuple[str, ...]:
+    return (*SEALED, *(name for name in SEALED_TOO if (folder / name).is_file()))
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -89,7 +95,7 @@ def open_bundle(folder: Path) -> Bundle:
     missing = [name for name in SEALED if name not in record.sha256]
     if missing:
         raise FileFormatError(f"{folder / 'bundle.json'}: no hash of {', '.join(missing)}")
-    for name in SEALED:
+    for name in (*SEALED, *(name for name in SEALED_TOO if name in record.sha256)):
         _refuse_changed(folder / name, record.sha256[name])
     manifest = files.load(Manifest, folder / "manifest.json")
     if not manifest.labels:

@@ -164,16 +164,18 @@ def build(
     """Export model.onnx, hold it against torch, compile it here: export.json, manifest.json.
 
     model.onnx itself stays float32. `lpvit check` and `lpvit run` take the precision built here.
+    TensorRT's int8 is calibrated on 256 of the calibration images: model.int8.json.
 
     Example: lpvit build examples/factory_line/model.toml --out runs/demo --precision bf16
     """
     distributed.refuse_many("build")
-    from lpvit_edge import files, steps
+    from lpvit_edge import files, int8, steps
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    job = options.job(model, out, weights, calibration, heldout, 8, engine, threads, "64x1")
-    log = steps.export(job, allocation)
+    images = int8.IMAGES if (engine, precision) == ("tensorrt", "int8") else 8
+    job = options.job(model, out, weights, calibration, heldout, images, engine, threads, "64x1")
+    log = steps.export(job, allocation, precision=precision)
     steps.build(job, precision=precision)
     print(f"{job.path('model.onnx')}: differs from torch by {log.engine_error:.1e} at most")
 

@@ -38,6 +38,8 @@ def dense_bundle(run: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(onnx.read_bytes())
+        if (run / "dense.int8.json").is_file():
+            (folder / "model.int8.json").write_bytes((run / "dense.int8.json").read_bytes())
         preprocess = sparse.record.preprocess
         manifest = sparse.manifest
         with load_engine(

@@ -159,18 +159,27 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_runtimes(
-    model: nn.Module, path: Path, images: Tensor, *, engine: str, threads: int, tolerance: float
+    model: nn.Module,
+    path: Path,
+    images: Tensor,
+    *,
+    engine: str,
+    threads: int,
+    tolerance: float,
+    precision: str = "default",
 ) -> Compared:
     """Largest relative error of ONNX Runtime and of the engine against torch.
 
     images (n, 3, S, S). ONNX Runtime computes the sparse nodes through the function body, the
     engine through its own kernel. Raises EngineError when one is above the tolerance; TensorRT, and
     its float16 copy by ONNX Runtime, are held to what rounding in float16 explains. TensorRT's
-    engine is the one that `lpvit build` seals: it is built here, with its proof of sparsity.
+    engine is the one that `lpvit build` seals: it is built here, with its proof of sparsity. In
+    int8 it may be as far again from its int8 copy by ONNX Runtime as that is from float32.
     """
     from lpvit_edge.check import refuse_unequal, relative_error
     from lpvit_edge.tensorrt_build import build_proven
-    from lpvit_engines import load_engine
+    from lpvit_engines import load_engine, resolve_precision
+    from lpvit_engines.tensorrt.ranges import read_ranges
 
     with torch.no_grad():
         reference = torch.cat([model(image[None]) for image in images]).numpy()
@@ -183,8 +192,11 @@ def compare_runtimes(
         half, bound = _emulated(path, images)
         error = relative_error(half, reference)  # before minutes of building
         refuse_unequal({"the float16 copy": error}, tolerance=bound)
-        build_proven(path)
-    with load_engine(engine, path, threads=threads) as loaded:
+        precision = resolve_precision(engine, precision)
+        if precision == "int8":
+            bound += 2.0 * (read_ranges(path)[0].error or 0.0)
+        build_proven(path, precision=precision)
+    with load_engine(engine, path, threads=threads, precision=precision) as loaded:
         by_engine = [loaded.infer(image[None].numpy()).copy() for image in images]
     error = relative_error(np.concatenate(by_engine), reference)
     refuse_unequal({engine: error}, tolerance=bound)
@@ -193,7 +205,7 @@ def compare_runtimes(
 
 def _emulated(path: Path, images: Tensor) -> "tuple[NDArray[np.float32], float]":
     """Answers of the float16 copy that TensorRT is given, and how far they may be off."""
-    from lpvit_engines.tensorrt.rounding import emulated_half, half_tolerance
+    from lpvit_engines.tensorrt.rounding import emulated, half_tolerance
 
     portable = require("onnx").load(path)
-    return emulated_half(portable, images.numpy()), half_tolerance(portable)
+    return emulated(portable, images.numpy()), half_tolerance(portable)

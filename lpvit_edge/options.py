@@ -33,7 +33,9 @@ Threads: TypeAlias = Annotated[
 ]
 Precision: TypeAlias = Annotated[
     str,
-    typer.Option(help="Precision that the engine runs in: default, or bf16 or int8 (openvino)."),
+    typer.Option(
+        help="Precision that the engine runs in: default, bf16 (openvino), fp16 (tensorrt) or int8."
+    ),
 ]
 Patterns: TypeAlias = Annotated[
     str,

@@ -127,10 +127,16 @@ def refuse_other_model(found: ModelIdentity, expected: ModelIdentity, *, what: s
         raise MismatchError(f"{what} is of another model: {'; '.join(different)}. Make it again")
 
 
-def export(job: Job, allocation: Allocation) -> ExportLog:
-    """Write model.onnx and hold it against the pruned torch model in two runtimes."""
+def export(job: Job, allocation: Allocation, *, precision: str = "default") -> ExportLog:
+    """Write model.onnx and hold it against the pruned torch model in two runtimes.
+
+    The engine is compared in its default precision; TensorRT's, which is built once, in `precision`
+    already, for whose int8 both networks are calibrated here.
+    """
     from lpvit_edge.export import compare_runtimes
+    from lpvit_edge.int8 import calibrate
     from lpvit_edge.recipe import current
+    from lpvit_engines import resolve_precision
 
     log = files.load(PruneLog, job.path("prune.json"))
     refuse_other_model(log.model, job.model.identity, what="model.safetensors")
@@ -148,12 +154,23 @@ def export(job: Job, allocation: Allocation) -> ExportLog:
     pruned.load_state_dict(pruned_weights(job))
     patterns = {name: form.pattern for name, form in forms(allocation).items()}
     path = job.path("model.onnx")
-    with working("export: model.onnx, against torch"):
+    with working("export: model.onnx"):
         gone = export_model(job, pruned, patterns, path, shrunk=True)
-        images, _, _ = read_calibration(job)
+    images, _, _ = read_calibration(job)
+    chosen = resolve_precision(job.engine, precision)
+    if (job.engine, chosen) == ("tensorrt", "int8"):
+        for file in (path, job.path("dense.onnx")):
+            calibrate(file, images.numpy())
+    with working("export: against torch"):
         compared, dense = (
             compare_runtimes(
-                model, file, images[:8], engine=job.engine, threads=job.threads, tolerance=TOLERANCE
+                model,
+                file,
+                images[:8],
+                engine=job.engine,
+                threads=job.threads,
+                tolerance=TOLERANCE,
+                precision=chosen if job.engine == "tensorrt" else "default",
             )
             for model, file in ((pruned, path), (job.model.module, job.path("dense.onnx")))
         )
@@ -193,7 +210,7 @@ def build(job: Job, *, precision: str = "default") -> Manifest:
     if job.engine == "tensorrt":
         from lpvit_edge.tensorrt_build import build_proven
 
-        build_proven(path)
+        build_proven(path, precision=resolve_precision(job.engine, precision))
     with load_engine(job.engine, path, threads=job.threads, precision=precision) as engine:
         kernels = engine.kernels()
         golden = golden_frames(job.calibration.paths, engine, job.model.preprocess)

@@ -21,13 +21,14 @@ from typing import ClassVar, Literal
 import msgspec
 
 from lpvit_edge import files
-from lpvit_edge.bundle import REFERENCE, SEALED, Bundle, open_bundle
+from lpvit_edge.bundle import REFERENCE, SEALED, SEALED_TOO, Bundle, open_bundle
 from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError
 from lpvit_edge.records import Record
 
 Role = Literal["current", "previous", "dense"]
 # A TensorRT plan beside the model spares minutes; check.json is what the page shows of the energy.
-_BESIDE = ("bundle.json", *SEALED, *REFERENCE, "model.plan.json", "check.json")
+_PLANS = ("model.plan.json", "model.int8.plan.json")
+_BESIDE = ("bundle.json", *SEALED, *SEALED_TOO, *REFERENCE, *_PLANS, "check.json")
 
 
 class StoreRecord(Record, frozen=True, kw_only=True):

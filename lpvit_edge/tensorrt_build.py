@@ -14,25 +14,26 @@ if TYPE_CHECKING:
     from lpvit_engines.tensorrt.plan_file import PlanManifest
 
 
-def build_proven(onnx: Path) -> "PlanManifest":
+def build_proven(onnx: Path, *, precision: str = "float16") -> "PlanManifest":
     """Build the plan beside an ONNX file, each sparse layer timed against its dense twin first.
 
     TensorRT's phases show as bars on stderr, and so does the table of the layers. A plan that was
-    built so from this very file on this device is taken as it is.
+    built so from this very file on this device is taken as it is. int8 needs the ranges that
+    lpvit_edge.int8.calibrate leaves.
     """
     from lpvit_engines.tensorrt.device import opened
-    from lpvit_engines.tensorrt.making import kept_plan
+    from lpvit_engines.tensorrt.making import proven_plan
 
     with opened() as device, device.calls.current(device.context):
-        kept = kept_plan(onnx, device)
-        if kept is not None and kept.proofs is not None:
+        kept = proven_plan(onnx, device, precision=precision)
+        if kept is not None:
             return kept
-        manifest = _made(onnx, device)
+        manifest = _made(onnx, device, precision)
     show(manifest)
     return manifest
 
 
-def _made(onnx: Path, device: "OpenDevice") -> "PlanManifest":
+def _made(onnx: Path, device: "OpenDevice", precision: str) -> "PlanManifest":
     from lpvit_engines.tensorrt.making import make_plan
 
     with _bars() as bars:
@@ -43,7 +44,7 @@ def _made(onnx: Path, device: "OpenDevice") -> "PlanManifest":
                 tasks[phase] = bars.add_task(phase[:34], total=total)
             bars.update(tasks[phase], completed=done, total=total, visible=done < total)
 
-        return make_plan(onnx, device, proven=True, on_step=on_step)
+        return make_plan(onnx, device, proven=True, precision=precision, on_step=on_step)
 
 
 def _bars() -> Progress:
@@ -71,6 +72,10 @@ def show(manifest: "PlanManifest", console: Console | None = None) -> None:
     counted = manifest.sparsity
     if counted.eligible is not None:
         console.print(f"TensorRT: {counted.eligible} layers eligible, {counted.chosen} run sparse")
+    if manifest.int8_layers:
+        console.print(f"int8: {len(manifest.int8_layers)} linear layers")
+    if manifest.half_layers:
+        console.print(f"float16, as their block-sparse kernel: {', '.join(manifest.half_layers)}")
     if manifest.memory_skips:
         say(
             f"{manifest.memory_skips} kernels were passed over for want of memory: close other "

@@ -9,14 +9,17 @@ import pytest
 
 pytest.importorskip("timm")
 
-from lpvit_edge import files, run_folder
+from lpvit_edge import files, prune_step, run_folder, steps
 from lpvit_edge import optimize as main_job
+from lpvit_edge.bundle import open_bundle
 from lpvit_edge.cli import app
 from lpvit_edge.device_profile import profile_device
-from lpvit_edge.errors import MissingDependencyError
-from lpvit_edge.records import ExportLog, Manifest
+from lpvit_edge.errors import MismatchError, MissingDependencyError
+from lpvit_edge.proof import proven_engine
+from lpvit_edge.records import Allocation, Choice, ExportLog, Manifest
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.device import opened
+from lpvit_engines.tensorrt.engine import TensorRtEngine
 from tests.cuda.fake_driver import compile_fake_driver
 from tests.test_optimize import GOAL, costlier, make_job
 from tests.test_tensorrt_engine import Driver
@@ -75,6 +78,54 @@ def test_optimize_walks_from_the_profile_to_a_checked_engine(
     assert plan.proofs
     assert {proof.pattern for proof in plan.proofs} == {"2:4"}
     assert job.path("report.html").is_file()
+
+
+def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
+    trt: Any, tiny_project: Path, tmp_path: Path
+) -> None:
+    job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("2:4",))
+    allocation = Allocation(
+        model=job.model.identity,
+        fingerprint="00",
+        criterion="hessian",
+        allocator="uniform",
+        budget={},
+        choices=(
+            Choice(
+                layer="blocks.0.mlp.fc1",
+                pattern="2:4",
+                sparsity=0.5,
+                latency_ms=1.0,
+                dense_latency_ms=1.0,
+                distortion=0.0,
+            ),
+        ),
+        predicted_latency_ms=1.0,
+        predicted_dense_ms=1.0,
+        distortion=0.0,
+        bound=(),
+    )
+    files.save(allocation, job.path("allocation.json"))
+    steps.export_model(job, job.model.module, {}, job.path("dense.onnx"))
+    prune_step.prune(job, allocation)
+    log = steps.export(job, allocation, precision="int8")
+    assert log.engine_tolerance is not None
+    assert 0.0 < log.engine_error < log.engine_tolerance < 0.2
+    builds = len(trt.configs)
+    manifest = steps.build(job, precision="int8")
+    assert len(trt.configs) == builds
+    assert manifest.precision == "int8"
+    bundle = open_bundle(job.folder)
+    assert "model.int8.json" in bundle.record.sha256
+    with proven_engine(bundle) as engine:
+        assert isinstance(engine, TensorRtEngine)
+        assert engine.manifest.int8_layers
+    checked = steps.check(job, allocation, seconds=0.05)
+    assert 0.0 <= checked.agreement <= 1.0  # dense.onnx and model.onnx, both in int8
+    assert job.path("dense.int8.plan.json").is_file()
+    job.path("model.int8.json").write_text("{}")
+    with pytest.raises(MismatchError, match=r"model\.int8\.json: its content changed"):
+        open_bundle(job.folder)
 
 
 @pytest.mark.skipif("tensorrt" in sys.modules, reason="TensorRT is here")

@@ -14,7 +14,7 @@ from lpvit_engines.tensorrt.build import Built
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.making import _settled
 from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
-from lpvit_engines.tensorrt.rounding import emulated_half, half_tolerance, longest_chain
+from lpvit_engines.tensorrt.rounding import emulated, half_tolerance, longest_chain
 from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount, table
 
 
@@ -55,7 +55,7 @@ def test_the_float16_copy_is_within_its_tolerance_and_not_within_float32s(
     portable = onnx.load(path)
     with torch.no_grad():
         reference: NDArray[np.float32] = module(images).numpy()
-    error = np.abs(emulated_half(portable, images.numpy()) - reference).max()
+    error = np.abs(emulated(portable, images.numpy()) - reference).max()
     error /= np.abs(reference).max()
     assert 1e-5 < error < half_tolerance(portable) < 0.02
 
@@ -67,13 +67,13 @@ def test_a_wrong_weight_in_the_engines_copy_is_refused_before_anything_is_built(
 
     module, path, images = tiny
 
-    def wrong_copy(portable: Any, *, dense: tuple[str, ...]) -> Any:
+    def wrong_copy(portable: Any, **given: Any) -> Any:
         wrong = next(x for x in portable.graph.initializer if list(x.dims) == [64, 64])
         wrong.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(wrong) * 1.5, wrong.name))
-        return tensorrt_copy(portable, dense=dense)
+        return tensorrt_copy(portable, **given)
 
     monkeypatch.setattr("lpvit_engines.tensorrt.rounding.tensorrt_copy", wrong_copy)
-    monkeypatch.setattr("lpvit_edge.tensorrt_build.build_proven", lambda _: pytest.fail("built"))
+    monkeypatch.setattr("lpvit_edge.tensorrt_build.build_proven", lambda *_, **__: pytest.fail("x"))
     with pytest.raises(EngineError, match="the float16 copy differs from the torch model"):
         compare_runtimes(module, path, images, engine="tensorrt", threads=1, tolerance=1e-3)
 

@@ -24,7 +24,7 @@ DEFAULT_PRECISION = "default"
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "fake": ("float32",),
     "openvino": ("float32", "bf16", "int8"),
-    "tensorrt": ("float16",),
+    "tensorrt": ("float16", "int8"),
 }
 
 
@@ -69,10 +69,14 @@ def load_engine(
     return engine
 
 
+_ALIASES = {"fp32": "float32", "fp16": "float16"}
+
+
 def resolve_precision(name: str, precision: str) -> str:
     """The precision of the engine called `name` that is meant; EngineError for one it lacks."""
     if precision == DEFAULT_PRECISION:
         return PRECISIONS[name][0]
+    precision = _ALIASES.get(precision, precision)
     if precision not in PRECISIONS[name]:
         known = ", ".join(PRECISIONS[name])
         raise EngineError(f"the engine {name} does not run in {precision!r}; it has: {known}")

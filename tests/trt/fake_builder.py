@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tests.trt.fake_trt import Context, fake_tensorrt
 
 _MAGIC = b"plan:"
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 class Cache:
@@ -152,10 +153,25 @@ def _computing(model: Any, inputs: set[str]) -> Any:
     return compute
 
 
+def _unquantized(model: Any) -> Any:
+    """The model as TensorRT looks for zeros in it: through the pairs of int8."""
+    plain = type(model)()
+    plain.CopyFrom(model)
+    made_by = {name: node for node in plain.graph.node for name in node.output}
+    for node in plain.graph.node:
+        for index, name in enumerate(node.input):
+            source = name
+            while source in made_by and made_by[source].op_type in _PAIR:
+                source = made_by[source].input[0]
+            node.input[index] = source
+    return plain
+
+
 def _inspected(model: Any, sparse: bool) -> str:
     from lpvit_engines.tensorrt.onnx_copy import sparse_layers
 
-    two_four = sparse_layers(model) if not any(n.domain for n in model.graph.node) else {}
+    has_plugin = any(node.domain for node in model.graph.node)
+    two_four = {} if has_plugin else sparse_layers(_unquantized(model))
     layers = []
     for node in model.graph.node:
         kernel = "BlockSparseLinear" if node.domain else f"sm80_{node.op_type.lower()}"

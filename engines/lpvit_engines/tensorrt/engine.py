@@ -19,7 +19,7 @@ from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.arrays import device_array
 from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.library import load_tensorrt
-from lpvit_engines.tensorrt.making import LoadedPlan, build_plan
+from lpvit_engines.tensorrt.making import LoadedPlan, MadePlan, build_plan, kept_plan
 from lpvit_engines.tensorrt.session import EventTimes
 from lpvit_engines.tensorrt.times import GroupTime, group_times, make_profiler
 
@@ -30,6 +30,9 @@ _Self = TypeVar("_Self", bound="TensorRtEngine")
 
 class TensorRtEngine:
     """An ONNX model with one input, as a plan beside it: model.HASH.plan, model.plan.json.
+
+    precision "int8" needs model.int8.json beside the ONNX file, see ranges.py, and has
+    model.int8.HASH.plan and model.int8.plan.json.
 
     A plan that is missing, or was made from another ONNX file, is built here, which takes minutes
     on a Jetson; with `rebuild` also one of another device or TensorRT, which is DeviceMismatchError
@@ -47,44 +50,43 @@ class TensorRtEngine:
         path: Path,
         *,
         threads: int | None = None,
+        precision: str = plan_file.DEFAULT_PRECISION,
         rebuild: bool = False,
         accept: Callable[[Engine], None] | None = None,
         library: str = cuda.LIBRARY,
     ) -> None:
         if not path.is_file():
             raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
-        self.path = path
+        self.path, self.precision = path, precision
         trt = load_tensorrt()
         with ExitStack() as stack:
             self._device = stack.enter_context(opened(library))
             with self._device.calls.current(self._device.context):
-                found = self._kept_plan(trt, rebuild=rebuild)
+                found = self._kept_plan(rebuild=rebuild)
                 proven = rebuild or accept is not None
-                plan, self.manifest = found or self._new_plan(proven=proven)
-                self._loaded: LoadedPlan | None = self._load(trt, plan)
+                plan = found or self._new_plan(proven=proven)
+                self.manifest = plan.manifest
+                self._loaded: LoadedPlan | None = self._load(trt, plan.plan)
             stack.callback(self._release, self._loaded)
             self.input_shape, self.outputs = _edges(path, self._loaded)
             if found is None:
                 self._accepted(accept)
-                plan_file.write(path, plan, self.manifest)
+                plan_file.write(path, plan.plan, plan.manifest)
             self._resources = stack.pop_all()
 
-    def _kept_plan(self, trt: Any, *, rebuild: bool) -> tuple[bytes, plan_file.PlanManifest] | None:
+    def _kept_plan(self, *, rebuild: bool) -> MadePlan | None:
         """The plan beside the ONNX file; None where one must be built."""
-        calls = self._device.calls
-        here = plan_file.device_key(calls, self._device.device, tensorrt=str(trt.__version__))
         try:
-            return plan_file.read(self.path, here)
+            return kept_plan(self.path, self._device, precision=self.precision)
         except DeviceMismatchError as error:
             if not rebuild:
                 raise
             _LOG.warning("%s", error)
             return None
 
-    def _new_plan(self, *, proven: bool) -> tuple[bytes, plan_file.PlanManifest]:
+    def _new_plan(self, *, proven: bool) -> MadePlan:
         _LOG.warning("building the engine of %s; this takes minutes", self.path)
-        made = build_plan(self.path, self._device, proven=proven)
-        return made.plan, made.manifest
+        return build_plan(self.path, self._device, proven=proven, precision=self.precision)
 
     def _accepted(self, accept: Callable[[Engine], None] | None) -> None:
         if accept is None:

@@ -1,6 +1,6 @@
 """From a portable ONNX file to a plan with its manifest: prove each sparse layer, then build."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from lpvit_engines.tensorrt.log import Log, make_logger
 from lpvit_engines.tensorrt.onnx_copy import sparse_layers, tensorrt_copy
 from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
 from lpvit_engines.tensorrt.progress import OnStep
+from lpvit_engines.tensorrt.ranges import read_ranges
 from lpvit_engines.tensorrt.session import Session
 from lpvit_engines.tensorrt.sparsity import LayerProof, confirm, runs_dense
 from lpvit_engines.tensorrt.trials import prove
@@ -31,15 +32,25 @@ class MadePlan:
     manifest: PlanManifest
 
 
-def kept_plan(onnx_path: Path, device: OpenDevice) -> PlanManifest | None:
-    """What is known of the plan beside an ONNX file, where it is of this very file and device."""
+def kept_plan(onnx_path: Path, device: OpenDevice, *, precision: str) -> MadePlan | None:
+    """The plan beside an ONNX file; None where there is none of this very file and calibration.
+
+    Raises DeviceMismatchError for one of another device, FileFormatError for a damaged one.
+    """
     version = str(load_tensorrt().__version__)
     here = plan_file.device_key(device.calls, device.device, tensorrt=version)
+    calibration = read_ranges(onnx_path)[1] if precision == "int8" else None
+    found = plan_file.read(onnx_path, here, precision=precision, ranges_sha256=calibration)
+    return None if found is None else MadePlan(plan=found[0], manifest=found[1])
+
+
+def proven_plan(onnx_path: Path, device: OpenDevice, *, precision: str) -> PlanManifest | None:
+    """What is known of the plan beside an ONNX file, if its layers were compared on this device."""
     try:
-        found = plan_file.read(onnx_path, here)
+        kept = kept_plan(onnx_path, device, precision=precision)
     except (DeviceMismatchError, FileFormatError):
         return None
-    return None if found is None else found[1]
+    return None if kept is None or kept.manifest.proofs is None else kept.manifest
 
 
 def make_plan(
@@ -47,6 +58,7 @@ def make_plan(
     device: OpenDevice,
     *,
     proven: bool,
+    precision: str = plan_file.DEFAULT_PRECISION,
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> PlanManifest:
@@ -54,7 +66,9 @@ def make_plan(
 
     An old plan is replaced only once the new one is whole.
     """
-    made = build_plan(onnx_path, device, proven=proven, on_step=on_step, cache=cache)
+    made = build_plan(
+        onnx_path, device, proven=proven, precision=precision, on_step=on_step, cache=cache
+    )
     plan_file.write(onnx_path, made.plan, made.manifest)
     return made.manifest
 
@@ -64,10 +78,13 @@ def build_plan(
     device: OpenDevice,
     *,
     proven: bool,
+    precision: str = plan_file.DEFAULT_PRECISION,
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> MadePlan:
     """Build the plan of an ONNX file, and write nothing.
+
+    int8 needs the ranges beside the file (ranges.py); block-sparse layers stay float16 in it.
 
     With `proven` every sparse layer is first timed against its dense twin, and one that does not
     win, alone or in the whole network, is built dense; without, TensorRT decides alone and the
@@ -79,14 +96,30 @@ def build_plan(
         portable = onnx.load_from_string(content)
     except require("google.protobuf.message").DecodeError as error:
         raise EngineError(f"{onnx_path} is not an ONNX file: {error}") from error
-    maker = _Builder(device, on_step=on_step, cache=cache)
+    ranges, ranges_sha256 = read_ranges(onnx_path) if precision == "int8" else (None, None)
+    largest = None if ranges is None else ranges.largest
+    maker = _Builder(device, on_step=on_step, cache=cache, ranges=largest)
     patterns = sparse_layers(portable)
     proofs = tuple(maker.prove(portable, name, form) for name, form in patterns.items() if proven)
     built, confirmed = _settled(maker.whole, portable, patterns, proofs)
     manifest = _manifest(content, built, maker.key, device, confirmed)
     if patterns and not proven:
         manifest = msgspec.structs.replace(manifest, proofs=None)
+    if largest is not None:
+        half = tuple(n for n in largest if patterns.get(n, "2:4") != "2:4" and _kept(n, confirmed))
+        manifest = msgspec.structs.replace(
+            manifest,
+            precision="int8",
+            ranges_sha256=ranges_sha256,
+            int8_layers=tuple(name for name in largest if name not in half),
+            half_layers=half,
+        )
     return MadePlan(plan=built.plan, manifest=manifest)
+
+
+def _kept(layer: str, proofs: tuple[LayerProof, ...]) -> bool:
+    """Whether a layer kept its sparse form: nothing spoke against it."""
+    return all(proof.kept for proof in proofs if proof.layer == layer)
 
 
 BuildWhole = Callable[[Any, dict[str, str], frozenset[str]], Built]  # portable, patterns, dense
@@ -123,7 +156,7 @@ def _manifest(
         plan_sha256=plan_file.sha256(built.plan),
         device=key,
         cuda_driver=device.calls.driver_version(),
-        precision="float16",
+        precision=plan_file.DEFAULT_PRECISION,
         strongly_typed=built.strongly_typed,
         sparsity=built.sparsity,
         memory_skips=built.memory_skips,
@@ -135,8 +168,16 @@ def _manifest(
 class _Builder:
     """Builds on one device with the same settings each time."""
 
-    def __init__(self, device: OpenDevice, *, on_step: OnStep | None, cache: Path | None) -> None:
+    def __init__(
+        self,
+        device: OpenDevice,
+        *,
+        on_step: OnStep | None,
+        cache: Path | None,
+        ranges: Mapping[str, float] | None,
+    ) -> None:
         self._device, self._on_step, self._cache = device, on_step, cache
+        self._ranges = ranges
         version = str(load_tensorrt().__version__)
         self.key = plan_file.device_key(device.calls, device.device, tensorrt=version)
 
@@ -154,14 +195,23 @@ class _Builder:
 
     def whole(self, portable: Any, patterns: dict[str, str], dense: frozenset[str]) -> Built:
         """The whole network, the layers in `dense` without their sparse form."""
+        weak = None
+        if self._ranges is None:  # int8 has no weakly typed form here
+            weak = tensorrt_copy(portable, dense=dense, half=False).SerializeToString()
         return self.build(
-            tensorrt_copy(portable, dense=dense).SerializeToString(),
+            self.copy(portable, dense=dense).SerializeToString(),
             any(form == "2:4" and name not in dense for name, form in patterns.items()),
-            weak=tensorrt_copy(portable, dense=dense, half=False).SerializeToString(),
+            weak=weak,
         )
 
+    def copy(self, portable: Any, *, dense: Collection[str] = ()) -> Any:
+        """The TensorRT copy in the precision of this build."""
+        return tensorrt_copy(portable, dense=dense, ranges=self._ranges)
+
     def prove(self, portable: Any, layer: str, pattern: str) -> LayerProof:
-        return prove(portable, layer, pattern, build_one=self.build, open_one=self.open)
+        return prove(
+            portable, layer, pattern, copy_one=self.copy, build_one=self.build, open_one=self.open
+        )
 
     def open(self, built: Built) -> "LoadedPlan":
         return LoadedPlan(load_tensorrt(), self._device, built.plan)

@@ -1,6 +1,7 @@
 """The copy of the portable ONNX file that TensorRT reads.
 
-It differs in five ways. Opset 17, the newest on which ViTs were seen to work on TensorRT 10.3.
+It differs in five ways. Opset 17, the newest on which ViTs were seen to work on TensorRT 10.3; 19
+for int8 (int8_copy.py).
 Tensors are float16 (TensorRT 11 takes its precision from the file alone), LayerNormalization runs
 in float32 between casts. Gelu is spelled out, which TensorRT fuses. Sparse nodes carry weights
 packed for the kernel. The function body of the sparse node is left out, because TensorRT 10.3 would
@@ -8,7 +9,7 @@ prefer it to the plugin. Inputs and outputs of the model stay float32.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError, ModelError
 from lpvit_engines.cuda.packing import pack
+from lpvit_engines.tensorrt import int8_copy
 from lpvit_engines.tensorrt.graph import Graph
 from lpvit_engines.tensorrt.half_copy import to_half
 from lpvit_engines.tensorrt.operators import SUPPORTED
@@ -24,54 +26,65 @@ from lpvit_engines.tensorrt.operators import SUPPORTED
 DOMAIN, OP, PLUGIN_VERSION = "lpvit", "BlockSparseLinear", "1"
 OPSET = 17
 IR_VERSION = 8
-_OLDEST_OPSET, _NEWEST_OPSET = 17, 20
+_NEWEST_OPSET = 20
 # The smallest normal float16: one of them where a 2:4 group has a zero makes a weight dense for
 # TensorRT and changes the layer by less than its rounding.
 _NOT_ZERO = np.float32(2.0**-14)
 
 
-def tensorrt_copy(portable: Any, *, dense: Collection[str] = (), half: bool = True) -> Any:
+def tensorrt_copy(
+    portable: Any,
+    *,
+    dense: Collection[str] = (),
+    half: bool = True,
+    ranges: Mapping[str, float] | None = None,
+) -> Any:
     """The TensorRT copy of a portable ModelProto, which is left as it is.
 
     Layers named in `dense` lose their sparse form: a sparse node becomes a product with the whole
-    weight, a 2:4 weight is no longer recognized as one. Raises EngineError for an operator or a
+    weight, a 2:4 weight is no longer recognized as one. With `ranges` (largest |input| by layer)
+    the products of these layers are int8, in opset 19. Raises EngineError for an operator or a
     block that TensorRT cannot run.
     """
     # Files made for timing carry no shapes, and packing needs the width of a sparse node's input.
     model = require("onnx.shape_inference").infer_shapes(portable)
-    _refuse_opset(model)
+    opset = OPSET if ranges is None else int8_copy.OPSET
+    _refuse_opset(model, oldest=min(opset, 18))
     del model.functions[:]
     graph = Graph(model)
     graph.rewrite(lambda node: _sparse_node(graph, node, dense))
     for layer in dense:
-        break_two_four(graph, layer)
-    graph.rewrite(lambda node: _lowered(graph, node))
+        break_two_four(graph, layer, int8=ranges is not None)
+    graph.rewrite(lambda node: _lowered(graph, node, opset=opset))
+    if ranges is not None:
+        int8_copy.quantize_linears(graph, ranges)
     graph.drop_unused()
     if half:
         to_half(model)
-    _finish(model)
+        graph.drop_unused()
+    _finish(model, opset=opset)
     refuse_unsupported(model)
     return model
 
 
-def _refuse_opset(model: Any) -> None:
+def _refuse_opset(model: Any, *, oldest: int) -> None:
     found = {x.domain: x.version for x in model.opset_import}
     version = found.get("", found.get("ai.onnx", 0))
-    if not _OLDEST_OPSET <= version <= _NEWEST_OPSET:
+    if not oldest <= version <= _NEWEST_OPSET:
         raise EngineError(
-            f"the ONNX file has opset {version}; the TensorRT engine reads {_OLDEST_OPSET} to "
+            f"the ONNX file has opset {version}; the TensorRT engine reads {oldest} to "
             f"{_NEWEST_OPSET}: export it with lpvit build"
         )
 
 
-def _finish(model: Any) -> None:
+def _finish(model: Any, *, opset: int) -> None:
     helper = require("onnx.helper")
     has_plugin = any(node.domain == DOMAIN for node in model.graph.node)
     del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", OPSET))
+    model.opset_import.append(helper.make_opsetid("", opset))
     if has_plugin:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    model.ir_version = IR_VERSION
+    model.ir_version = IR_VERSION if opset == OPSET else int8_copy.IR_VERSION
     del model.graph.value_info[:]  # their types are the portable file's
 
 
@@ -203,8 +216,8 @@ def _gelu(graph: Graph, x: str, out: str, name: str) -> list[Any]:
     ]
 
 
-def _lowered(graph: Graph, node: Any) -> list[Any] | None:
-    """A node of opset 18 to 20 as opset 17 has it."""
+def _lowered(graph: Graph, node: Any, *, opset: int) -> list[Any] | None:
+    """A node of opset 18 to 20 as opset 17 has it, or 19, which differs in Gelu alone."""
     if node.domain:
         return None
     helper = require("onnx.helper")
@@ -217,7 +230,12 @@ def _lowered(graph: Graph, node: Any) -> list[Any] | None:
         # Some exporters name no nodes; what a node writes is unique.
         name = node.name or node.output[0]
         return _gelu(graph, node.input[0], node.output[0], name)
-    if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) > 1:
+    if (
+        opset == OPSET
+        and node.op_type.startswith("Reduce")
+        and node.op_type != "ReduceSum"
+        and len(node.input) > 1
+    ):
         axes = [int(i) for i in graph.arrays[node.input[1]].reshape(-1)]
         return [
             helper.make_node(
@@ -232,17 +250,21 @@ def _lowered(graph: Graph, node: Any) -> list[Any] | None:
     return None
 
 
-def break_two_four(graph: Graph, layer: str) -> None:
-    """Make a dense layer's weight fail the 2:4 test, in one group of four inputs."""
+def break_two_four(graph: Graph, layer: str, *, int8: bool = False) -> None:
+    """Make a dense layer's weight fail the 2:4 test, in one group of four inputs.
+
+    In int8 it must still fail once it is rounded: one step of that output, then.
+    """
     for node in graph.graph.node:
-        if node.op_type in ("MatMul", "Gemm") and node.name == f"{layer}/{node.op_type}":
+        if node.op_type in ("MatMul", "Gemm") and node.name in (layer, f"{layer}/{node.op_type}"):
             name = next((x for x in node.input if x in graph.arrays), None)
             if name is None:
                 continue
             weight = graph.arrays[name].copy()
             columns = weight.T if _inputs_last(node) else weight  # a view (in_features, out)
             zeros = np.flatnonzero(columns[:4, 0] == 0)
-            columns[zeros, 0] = _NOT_ZERO
+            step = np.abs(columns[:, 0]).max() / np.float32(127) if int8 else _NOT_ZERO
+            columns[zeros, 0] = max(step, _NOT_ZERO)
             graph.replace(name, weight)
 
 

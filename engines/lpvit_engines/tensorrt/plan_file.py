@@ -19,7 +19,9 @@ from lpvit_engines.cuda.calls import Calls
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount
 
-KIND, FORMAT = "tensorrt-plan", 1
+KIND, FORMAT = "tensorrt-plan", 2
+_READ_FORMATS = (1, FORMAT)  # 1 knew float16 alone
+DEFAULT_PRECISION = "float16"
 
 
 class DeviceKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +50,10 @@ class PlanManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory_skips: int
     proofs: tuple[LayerProof, ...] | None  # None: built without comparing layers
     layers: tuple[EngineLayer, ...]
+    # Of int8 alone:
+    ranges_sha256: str | None = None  # of the file that it was calibrated by
+    int8_layers: tuple[str, ...] = ()
+    half_layers: tuple[str, ...] = ()  # float16, because their block-sparse kernel is
 
 
 def device_key(calls: Calls, device: int, *, tensorrt: str) -> DeviceKey:
@@ -62,12 +68,16 @@ def device_key(calls: Calls, device: int, *, tensorrt: str) -> DeviceKey:
     )
 
 
-def plan_path(onnx: Path, plan_sha256: str) -> Path:
-    return onnx.with_name(f"{onnx.stem}.{plan_sha256[:12]}.plan")
+def plan_path(onnx: Path, plan_sha256: str, precision: str = DEFAULT_PRECISION) -> Path:
+    return onnx.with_name(f"{_stem(onnx, precision)}.{plan_sha256[:12]}.plan")
 
 
-def manifest_path(onnx: Path) -> Path:
-    return onnx.with_suffix(".plan.json")
+def manifest_path(onnx: Path, precision: str = DEFAULT_PRECISION) -> Path:
+    return onnx.with_name(f"{_stem(onnx, precision)}.plan.json")
+
+
+def _stem(onnx: Path, precision: str) -> str:
+    return onnx.stem if precision == DEFAULT_PRECISION else f"{onnx.stem}.{precision}"
 
 
 def sha256(content: bytes) -> str:
@@ -76,11 +86,12 @@ def sha256(content: bytes) -> str:
 
 def write(onnx: Path, plan: bytes, manifest: PlanManifest) -> None:
     """Put a plan in the place of the one before, at once; that one is then removed."""
-    new = plan_path(onnx, manifest.plan_sha256)
+    precision = manifest.precision
+    new = plan_path(onnx, manifest.plan_sha256, precision)
     _write_atomic(new, plan)
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
-    _write_atomic(manifest_path(onnx), text)
-    for old in onnx.parent.glob(f"{glob.escape(onnx.stem)}.{'[0-9a-f]' * 12}.plan"):
+    _write_atomic(manifest_path(onnx, precision), text)
+    for old in onnx.parent.glob(f"{glob.escape(_stem(onnx, precision))}.{'[0-9a-f]' * 12}.plan"):
         if old != new:
             old.unlink(missing_ok=True)
 
@@ -97,25 +108,35 @@ def _write_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(onnx: Path, here: DeviceKey) -> tuple[bytes, PlanManifest] | None:
-    """The plan of an ONNX file; None where there is none, or where the ONNX file has changed.
+def read(
+    onnx: Path,
+    here: DeviceKey,
+    *,
+    precision: str = DEFAULT_PRECISION,
+    ranges_sha256: str | None = None,
+) -> tuple[bytes, PlanManifest] | None:
+    """The plan of an ONNX file; None where there is none, or where the ONNX file or the ranges of
+    int8 have changed.
 
     Raises DeviceMismatchError for a plan of another device or TensorRT, naming both sides, and
     FileFormatError where plan and manifest do not belong together.
     """
-    if not manifest_path(onnx).is_file():
+    beside = manifest_path(onnx, precision)
+    if not beside.is_file():
         return None
-    manifest = read_manifest(manifest_path(onnx))
-    path = plan_path(onnx, manifest.plan_sha256)
+    manifest = read_manifest(beside)
+    path = plan_path(onnx, manifest.plan_sha256, precision)
     if not path.is_file():
         return None
     if manifest.onnx_sha256 != sha256(onnx.read_bytes()):
+        return None
+    if manifest.ranges_sha256 != ranges_sha256:
         return None
     refuse_other_device(manifest.device, here, path=path)
     plan = path.read_bytes()
     if sha256(plan) != manifest.plan_sha256:
         raise FileFormatError(
-            f"{path} is not the plan that {manifest_path(onnx).name} describes; delete "
+            f"{path} is not the plan that {beside.name} describes; delete "
             "it and build again with lpvit build --engine tensorrt"
         )
     return plan, manifest
@@ -127,10 +148,10 @@ def read_manifest(path: Path) -> PlanManifest:
         manifest = msgspec.json.decode(path.read_bytes(), type=PlanManifest)
     except msgspec.DecodeError as error:
         raise FileFormatError(f"{path}: {error}; build the engine again") from error
-    if (manifest.kind, manifest.format) != (KIND, FORMAT):
+    if manifest.kind != KIND or manifest.format not in _READ_FORMATS:
         raise FileFormatError(
             f"{path}: {manifest.kind!r} of format {manifest.format}, this version reads {KIND!r}, "
-            f"format {FORMAT}; build the engine again"
+            f"formats 1 to {FORMAT}; build the engine again"
         )
     return manifest
 

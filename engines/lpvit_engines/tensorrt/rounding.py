@@ -7,6 +7,7 @@ product, wrong weights or an overflow are far above that.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,17 @@ def half_tolerance(model: Any) -> float:
     return _MARGIN * _UNIT_ROUNDOFF * math.sqrt(longest_chain(model))
 
 
-def emulated_half(portable: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """First output (n, classes) of the float16 copy by ONNX Runtime, for images (n, 3, S, S).
+def emulated(
+    portable: Any, images: NDArray[np.float32], *, ranges: Mapping[str, float] | None = None
+) -> NDArray[np.float32]:
+    """First output (n, classes) of the copy by ONNX Runtime, for images (n, 3, S, S): in float16,
+    with `ranges` in int8.
 
-    Sparse nodes are whole products there: ONNX Runtime has no plugin.
+    Block-sparse nodes are whole products there, in int8 too: ONNX Runtime has no plugin.
     """
     ort = require("onnxruntime")
-    copy = tensorrt_copy(portable, dense=tuple(sparse_layers(portable)))
+    blocks = [name for name, form in sparse_layers(portable).items() if form != "2:4"]
+    copy = tensorrt_copy(portable, dense=blocks, ranges=ranges)
     session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     answers = [session.run(None, {name: image[None]})[0] for image in images]

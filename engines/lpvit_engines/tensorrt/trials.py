@@ -8,13 +8,13 @@ from typing import Any
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt.build import Built
-from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
 from lpvit_engines.tensorrt.session import Session
 from lpvit_engines.tensorrt.sparsity import LayerProof, verdict
 
 _WARM_RUNS, _ROUNDS = 20, 200
 
 BuildOne = Callable[[bytes, bool], Built]  # (ONNX, with SPARSE_WEIGHTS)
+CopyOne = Callable[..., Any]  # tensorrt_copy, in the precision of the engine
 OpenOne = Callable[[Built], AbstractContextManager[Session]]
 
 
@@ -49,13 +49,22 @@ def layer_model(portable: Any, layer: str) -> Any:
 
 
 def prove(
-    portable: Any, layer: str, pattern: str, *, build_one: BuildOne, open_one: OpenOne
+    portable: Any,
+    layer: str,
+    pattern: str,
+    *,
+    copy_one: CopyOne,
+    build_one: BuildOne,
+    open_one: OpenOne,
 ) -> LayerProof:
-    """Time a layer against its dense twin. Both run on the device, in turns, in one process."""
+    """Time a layer against its dense twin. Both run on the device, in turns, in one process.
+
+    In int8 the twin is int8 too, and so is a 2:4 layer; a block-sparse one is float16.
+    """
     alone = layer_model(portable, layer)
     twins = {
-        "sparse": build_one(tensorrt_copy(alone).SerializeToString(), True),
-        "dense": build_one(tensorrt_copy(alone, dense=(layer,)).SerializeToString(), False),
+        "sparse": build_one(copy_one(alone).SerializeToString(), True),
+        "dense": build_one(copy_one(alone, dense=(layer,)).SerializeToString(), False),
     }
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(open_one(twin)) for name, twin in twins.items()}
