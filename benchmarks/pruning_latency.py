@@ -1,99 +1,145 @@
 """Uniform and allocated pruning at equal measured latency on the CPU engine.
 
-    python -m benchmarks.pruning_latency --pattern 64x16 --step profile
-    python -m benchmarks.pruning_latency --pattern 64x16 --step prune
-    python -m benchmarks.pruning_latency --pattern 64x16 --step time
+    python -m benchmarks.pruning_latency --model model --step profile
+    python -m benchmarks.pruning_latency --model model --step prune --mixed
+    python -m benchmarks.pruning_latency --model model --step time
 
-profiles this machine, prunes uniformly to rising sparsities, and allocates under the latency that
-the profile predicts for each of them. All networks are then timed in turns with the dense one. An
-allocated network is set beside the uniform drop at its own measured latency, interpolated between
-the two uniform networks around it. The rows go into pruning.json as `equal_latency`. Profile and
-time need a machine that does nothing else.
+profiles this machine, prunes uniformly in every pattern to rising sparsities, and allocates for the
+latency that the profile predicts of each of them, a little less so that it is kept when measured:
+in the same pattern, and in all patterns mixed. All networks of a model are then timed in turns with
+the dense one. Each uniform network is set beside the slowest allocated one that was measured no
+slower, image by image (benchmarks/pruning_equal.py). As in `lpvit allocate`, a layer that is not
+faster in a form stays dense, in the uniform networks too. Profile and time need a machine that does
+nothing else; prune goes on where it stopped.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from benchmarks.pruning import ROOT, command
+from benchmarks.pruning_equal import MIXED, Network, packed, page
 from benchmarks.pruning_methods import repaired
-from benchmarks.pruning_rows import Row, Store, paired_drop
+from benchmarks.pruning_rows import paired_drop
 from benchmarks.pruning_subject import Source, Subject, batches
 from lpvit_edge import files
 from lpvit_edge.allocate import allocate
 from lpvit_edge.device_profile import profile_device
+from lpvit_edge.errors import BudgetNotMetError
 from lpvit_edge.export import export_onnx
 from lpvit_edge.images import content_sha256
 from lpvit_edge.job import prepare_without_images
-from lpvit_edge.layer_options import layer_options
+from lpvit_edge.layer_options import Option, layer_options
 from lpvit_edge.network_cost import latency_ms
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.profile import random_input
 from lpvit_edge.prune import Form
 from lpvit_edge.records import DeviceProfile, Sensitivity
 from lpvit_edge.steps import forms as forms_of
+from lpvit_edge.trial import masked_by_magnitude
 from lpvit_engines import load_engine
 from lpvit_engines.base import Engine
 from lpvit_profilers.latency import LatencyMeasurement, measure_alternating
 
-# Below these nothing that 2,000 images can show is lost.
-SPARSITIES = {"64x1": (0.7, 0.8, 0.85, 0.9), "64x16": (0.5, 0.6, 0.7, 0.8)}
+# Where uniform pruning of the example's model begins to lose something, and beyond.
+SPARSITIES = {
+    "64x64": (0.3, 0.4, 0.5, 0.6, 0.7),
+    "32x32": (0.5, 0.7, 0.8, 0.9),
+    "64x16": (0.8, 0.9),
+    "64x1": (0.9, 0.95),
+}
+SCHEMA = "lpvit.bench.pruning_latency/1"
+_MARGIN = 0.03  # by which an allocation is predicted to be faster than the uniform network
+_SAME = 0.04  # budgets of mixed allocations are no closer than this
 
 
-class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """One pruned network: how it was asked for, timed and scored."""
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One network to be made."""
 
     plan: str  # uniform | allocated
+    pattern: str  # one of SPARSITIES, or MIXED
     sparsity: float  # of uniform; allocated has the latency predicted for that
-    latency_ms: float
-    mad_ms: float  # median absolute deviation
-    share: float  # of the dense latency, measured
-    predicted_share: float
-    drop: float
-    drop_low: float
-    drop_high: float
-    distortion: float | None = None  # predicted rise of the loss, all layers added up
-    loss_rise: float | None = None  # on the calibration images
-    uniform_drop: float | None = None  # of uniform pruning at this latency
+    forms: dict[str, Form]
+    predicted_ms: float
+    distortion: float  # predicted rise of the loss, all layers added up
+
+    @property
+    def name(self) -> str:
+        """Also the file's."""
+        return f"{self.plan}_{self.pattern}_{self.sparsity:g}"
 
 
-Plans = dict[tuple[str, float], tuple[dict[str, Form], float]]
+def plans(
+    profile: DeviceProfile, sensitivity: Sensitivity, patterns: Sequence[str], *, mixed: bool
+) -> Iterator[Plan]:
+    """Every network: uniform ones, and those allocated for their predicted latency."""
+    uniform = [
+        _uniform(profile, sensitivity, pattern, sparsity)
+        for pattern in patterns
+        for sparsity in SPARSITIES[pattern]
+    ]
+    for plan in uniform:
+        yield plan
+        yield from _allocated(profile, sensitivity, plan, (plan.pattern,), pattern=plan.pattern)
+    last_ms = float("inf")
+    for plan in sorted(uniform, key=lambda plan: -plan.predicted_ms):
+        if mixed and plan.predicted_ms < (1.0 - _SAME) * last_ms:
+            last_ms = plan.predicted_ms
+            yield from _allocated(profile, sensitivity, plan, tuple(patterns), pattern=MIXED)
 
 
-def plans(subject: Subject, profile: DeviceProfile, sensitivity: Sensitivity, name: str) -> Plans:
-    """Forms of every network, with the latency in ms that the profile predicts."""
-    found: Plans = {}
-    pattern = parse_pattern(name)
-    options = layer_options(profile, sensitivity, criterion="hessian", patterns=(name,))
-    for sparsity in SPARSITIES[name]:
-        chosen = [next(o for o in opts if o.sparsity == sparsity) for opts in options]
-        budget_ms = latency_ms(profile, chosen)
-        form = Form(pattern=pattern, sparsity=sparsity)
-        found["uniform", sparsity] = {x.name: form for x in subject.fitting(pattern)}, budget_ms
-        allocation = allocate(
-            profile, sensitivity, budget={"latency_ms": budget_ms}, patterns=(name,)
-        )
-        found["allocated", sparsity] = forms_of(allocation), allocation.predicted_latency_ms
-    return found
+def _uniform(
+    profile: DeviceProfile, sensitivity: Sensitivity, pattern: str, sparsity: float
+) -> Plan:
+    """One form for every layer that it makes faster."""
+    options = layer_options(profile, sensitivity, criterion="hessian", patterns=(pattern,))
+    chosen = [next((o for o in opts if o.sparsity == sparsity), opts[0]) for opts in options]
+    form = Form(pattern=parse_pattern(pattern), sparsity=sparsity)
+    layers = zip(profile.layers, chosen, strict=True)
+    return Plan(
+        plan="uniform",
+        pattern=pattern,
+        sparsity=sparsity,
+        forms={layer.name: form for layer, option in layers if option.sparsity},
+        predicted_ms=latency_ms(profile, chosen),
+        distortion=_sum(chosen),
+    )
 
 
-def sum_of_distortions(subject: Subject, forms: Mapping[str, Form]) -> float:
-    """What the curves say that the forms do to the loss, all layers added up."""
-    at = {
-        (curve.layer, curve.pattern): dict(zip(curve.sparsity, curve.distortion, strict=True))
-        for curve in subject.curves
-        if curve.criterion == "hessian"
-    }
-    return sum(at[name, str(form.pattern)][form.sparsity] for name, form in forms.items())
+def _sum(chosen: Sequence[Option]) -> float:
+    return sum(option.distortion for option in chosen)
+
+
+def _allocated(
+    profile: DeviceProfile,
+    sensitivity: Sensitivity,
+    uniform: Plan,
+    patterns: tuple[str, ...],
+    *,
+    pattern: str,
+) -> Iterator[Plan]:
+    budget = {"latency_ms": (1.0 - _MARGIN) * uniform.predicted_ms}
+    try:
+        found = allocate(profile, sensitivity, budget=budget, patterns=patterns)
+    except BudgetNotMetError as refused:
+        print(f"{pattern} at the latency of {uniform.name}: {refused}", flush=True)
+        return
+    yield Plan(
+        plan="allocated",
+        pattern=pattern,
+        sparsity=uniform.sparsity if pattern != MIXED else uniform.predicted_ms,
+        forms=forms_of(found),
+        predicted_ms=found.predicted_latency_ms,
+        distortion=found.distortion,
+    )
 
 
 def mean_loss(subject: Subject, model: nn.Module) -> float:
@@ -120,18 +166,6 @@ def _run(engine: Engine) -> Callable[[], object]:
     return lambda: engine.infer(x)
 
 
-def with_uniform_drops(networks: Sequence[Network]) -> list[Network]:
-    """Beside each allocated network the uniform drop at its latency; None outside their range."""
-    uniform = sorted((n for n in networks if n.plan == "uniform"), key=lambda n: n.share)
-    shares, drops = [n.share for n in uniform], [n.drop for n in uniform]
-    return [
-        msgspec.structs.replace(n, uniform_drop=float(np.interp(n.share, shares, drops)))
-        if n.plan == "allocated" and shares[0] <= n.share <= shares[-1]
-        else n
-        for n in networks
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -141,14 +175,16 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "equal_latency", help="profile and networks"
     )
-    parser.add_argument("--model", default="model")
+    parser.add_argument("--model", default="model", help="of examples/factory_line")
     parser.add_argument("--step", choices=("profile", "prune", "time"), required=True)
-    parser.add_argument("--pattern", choices=SPARSITIES, required=True)
-    parser.add_argument("--profile-seconds", type=float, default=60.0)
-    parser.add_argument("--seconds", type=float, default=4.0, help="per network")
+    parser.add_argument("--patterns", nargs="+", choices=SPARSITIES, default=tuple(SPARSITIES))
+    parser.add_argument("--mixed", action="store_true", help="all the patterns mixed, too")
+    parser.add_argument("--profile-seconds", type=float, default=180.0)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per network")
     parser.add_argument("--threads", type=int, default=1, help="of the engine")
     given = parser.parse_args()
-    given.work /= given.pattern
+    torch.set_num_threads(1)
+    given.work /= given.model
     given.work.mkdir(parents=True, exist_ok=True)
     path = ROOT / "examples" / "factory_line" / f"{given.model}.toml"
     source = Source(path, given.data, calibration=256, heldout=None)
@@ -162,95 +198,118 @@ def profile_step(given: argparse.Namespace, source: Source) -> None:
         given.work,
         engine="openvino",
         threads=given.threads,
-        patterns=(given.pattern,),
+        patterns=tuple(given.patterns),
     )
     profile_device(job, seconds=given.profile_seconds)
 
 
 def prune_step(given: argparse.Namespace, source: Source) -> None:
     """Every network pruned, scored and exported; needs no quiet machine."""
-    subject = source.subject([given.pattern])
+    subject = source.subject(given.patterns)
     profile = files.load(DeviceProfile, given.work / "device_profile.json")
-    sensitivity = Sensitivity(
-        model=source.identity,
-        images=len(subject.images),
-        images_sha256=content_sha256(source.calibration),
-        curves=subject.curves,
-    )
-    size = source.loaded.preprocess.image_size
+    sensitivity = curves(subject, source, given.work / "sensitivity.json")
+    folder = _networks(given.work)
+    folder.mkdir(exist_ok=True)
     dense_loss = mean_loss(subject, subject.module)
-    kept = []
-    for (plan, sparsity), (forms, predicted_ms) in plans(
-        subject, profile, sensitivity, given.pattern
-    ).items():
-        model = repaired(subject, forms)
-        name = f"{plan}_{sparsity:g}"
-        patterns = {layer: form.pattern for layer, form in forms.items()}
-        export_onnx(model, subject.walk, patterns, given.work / f"{name}.onnx", image_size=size)
-        drop = paired_drop(subject.dense_right, subject.right(model))
-        distortion = sum_of_distortions(subject, forms)
-        predicted = {"predicted_share": predicted_ms / profile.dense.median_ms}
-        loss = mean_loss(subject, model)
-        kept.append(
-            {"plan": plan, "sparsity": sparsity, **predicted, **drop}
-            | {"distortion": distortion, "loss_rise": loss - dense_loss}
+    for plan in plans(profile, sensitivity, given.patterns, mixed=given.mixed):
+        path = folder / f"{plan.name}.json"
+        if path.exists():
+            continue
+        network = made(subject, plan, given.work, size=source.loaded.preprocess.image_size)
+        network["predicted_share"] = plan.predicted_ms / profile.dense.median_ms
+        network["loss_rise"] -= dense_loss
+        files.write_atomic(path, json.dumps(network).encode())
+        print(f"{plan.name}: drop {network['drop']:.2f}, {network['gone']}", flush=True)
+
+
+def curves(subject: Subject, source: Source, path: Path) -> Sensitivity:
+    """The curves of every layer in every pattern; kept, since they take a while."""
+    if not path.exists():
+        found = Sensitivity(
+            model=source.identity,
+            images=len(subject.images),
+            images_sha256=content_sha256(source.calibration),
+            curves=subject.curves,
         )
-        print(f"{name}: drop {drop['drop']:.2f}", flush=True)
-    files.write_atomic(given.work / "networks.json", json.dumps(kept, indent=1).encode())
+        files.save(found, path)
+    return files.load(Sensitivity, path)
 
 
-def uniform_rows(model: str, pattern: str, kept: list[dict[str, Any]]) -> list[Row]:
-    """The uniform networks are cells of the accuracy grid too."""
-    fields = ("sparsity", "accuracy", "drop", "drop_low", "drop_high", "lost", "won")
-    return [
-        Row(model=model, method="uniform", pattern=pattern, **{name: k[name] for name in fields})
-        for k in kept
-        if k["plan"] == "uniform"
-    ]
+def _networks(work: Path) -> Path:
+    """Where the networks' records lie; another profile gives other allocations."""
+    return work / f"networks_{files.sha256_of(work / 'device_profile.json')[:12]}"
+
+
+def _place(network: dict[str, Any]) -> tuple[str, float, str]:
+    return network["pattern"], network["sparsity"], network["plan"]
+
+
+def made(subject: Subject, plan: Plan, folder: Path, *, size: int) -> dict[str, Any]:
+    """One network pruned, exported as `lpvit optimize` does, and scored in torch.
+
+    Beside an allocated one lies what allocation times before anything is pruned: magnitude masks in
+    the same forms, nothing taken out (lpvit_edge.allocate_timed).
+    """
+    model = repaired(subject, plan.forms) if plan.forms else subject.module
+    patterns = {layer: form.pattern for layer, form in plan.forms.items()}
+    path = folder / f"{plan.name}.onnx"
+    gone = export_onnx(model, subject.walk, patterns, path, image_size=size, shrunk=True)
+    if plan.plan == "allocated":
+        trial = masked_by_magnitude(subject.module, plan.forms)
+        path = folder / f"trial_{plan.name}.onnx"
+        export_onnx(trial, subject.walk, patterns, path, image_size=size)
+    right = subject.right(model)
+    return {
+        "name": plan.name,
+        "plan": plan.plan,
+        "pattern": plan.pattern,
+        "sparsity": plan.sparsity,
+        "forms": {name: f"{form.pattern} {form.sparsity:g}" for name, form in plan.forms.items()},
+        "gone": gone,
+        "distortion": plan.distortion,
+        "loss_rise": mean_loss(subject, model),
+        "right": packed(right),
+        "dense_right": packed(subject.dense_right),
+        **paired_drop(subject.dense_right, right),
+    }
 
 
 def time_step(given: argparse.Namespace, source: Source) -> None:
     """All networks in alternation: to be timed while nothing else runs."""
-    kept = json.loads((given.work / "networks.json").read_text(encoding="utf-8"))
-    names = [f"{k['plan']}_{k['sparsity']:g}" for k in kept]
-    paths = {name: given.work / f"{name}.onnx" for name in names}
-    measured = timed(
-        {"dense": given.work / "dense.onnx", **paths},
-        threads=given.threads,
-        seconds=given.seconds,
-    )
-    dense = measured["dense"].median_ms
+    found = (json.loads(p.read_text("utf-8")) for p in sorted(_networks(given.work).glob("*.json")))
+    kept: dict[str, dict[str, Any]] = {k["name"]: k for k in sorted(found, key=_place)}
+    names = [*kept, *(f"trial_{name}" for name, k in kept.items() if k["plan"] == "allocated")]
+    paths = {name: given.work / f"{name}.onnx" for name in ("dense", *names)}
+    measured = timed(paths, threads=given.threads, seconds=given.seconds)
+    dense_ms = measured["dense"].median_ms
     networks = [
         Network(
-            plan=k["plan"],
-            sparsity=k["sparsity"],
             latency_ms=measured[name].median_ms,
             mad_ms=measured[name].mad_ms,
-            share=measured[name].median_ms / dense,
-            predicted_share=k["predicted_share"],
-            **{key: k[key] for key in ("drop", "drop_low", "drop_high")},
-            distortion=k.get("distortion"),
-            loss_rise=k.get("loss_rise"),
+            share=measured[name].median_ms / dense_ms,
+            trial_share=measured[trial].median_ms / dense_ms if trial in measured else None,
+            **{key: value for key, value in k.items() if key in Network.__struct_fields__},
         )
-        for k, name in zip(kept, paths, strict=True)
+        for name, k in kept.items()
+        for trial in (f"trial_{name}",)
     ]
-    store = Store(given.out / "pruning.json", {given.model: source.facts()})
-    for row in uniform_rows(given.model, given.pattern, kept):
-        if row not in store:
-            store.add(row)
     profile = files.load(DeviceProfile, given.work / "device_profile.json")
     section = {
-        "model": given.model,
         "command": command("benchmarks.pruning_latency"),
+        "facts": source.facts(),
         "device": profile.device,
         "profile_reasons": profile.reasons,
-        "dense_ms": dense,
+        "dense_ms": dense_ms,
+        "dense_mad_ms": measured["dense"].mad_ms,
         "threads": given.threads,
-        "stable": all(m.stable for m in measured.values()),
-        "networks": msgspec.to_builtins(with_uniform_drops(networks)),
+        "unstable": [name for name, m in measured.items() if not m.stable],
+        "networks": msgspec.to_builtins(networks),
     }
-    others = store.document.get("equal_latency", {})
-    store.save(equal_latency={**others, given.pattern: section})
+    path = given.out / "pruning_latency.json"
+    document = json.loads(path.read_text("utf-8")) if path.exists() else {"schema": SCHEMA}
+    document = {**document, given.model: section}
+    files.write_atomic(path, json.dumps(document, indent=1).encode() + b"\n")
+    page(path)
 
 
 if __name__ == "__main__":

@@ -55,41 +55,7 @@ def markdown(document: dict[str, Any]) -> str:
         parts.append("\n".join(_goals(lambda *key, of=of: of.get(key))))
         refused = [r for r in of.values() if r.reason]
         parts += [f"- {METHODS[r.method].label}, {r.pattern}: {r.reason}" for r in refused]
-    parts += [
-        part
-        for pattern, section in document.get("equal_latency", {}).items()
-        for part in _equal_latency(pattern, section)
-    ]
     return "\n\n".join(parts)
-
-
-def _equal_latency(pattern: str, section: dict[str, Any]) -> Iterator[str]:
-    """The networks of one pattern, timed in turns."""
-    yield f"## {section['model']}, {pattern}: at equal measured latency"
-    doubts = "; ".join(section["profile_reasons"]) or "nothing speaks against it"
-    yield (
-        f"    {section['command']}\n\nDense {section['dense_ms']:.2f} ms, {section['threads']} "
-        f"thread(s), OpenVINO. The profile: {doubts}. The timing was "
-        f"{'stable' if section['stable'] else 'not stable throughout'}."
-    )
-    lines = [
-        "| plan | for the latency of uniform | predicted | measured | drop | uniform's drop there "
-        "| distortion | rise of the loss |",
-        "|---" * 8 + "|",
-    ]
-    for n in section["networks"]:
-        drop = f"{n['drop']:.2f} ({n['drop_low']:.2f} to {n['drop_high']:.2f})"
-        beside = "" if n["uniform_drop"] is None else f"{n['uniform_drop']:.2f}"
-        lines.append(
-            f"| {n['plan']} | {n['sparsity']:.0%} | {n['predicted_share']:.3f}x | "
-            f"{n['share']:.3f}x ({n['latency_ms']:.2f} ms) | {drop} | {beside} | "
-            f"{_small(n['distortion'])} | {_small(n['loss_rise'])} |"
-        )
-    yield "\n".join(lines)
-
-
-def _small(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _conditions(document: dict[str, Any]) -> str:

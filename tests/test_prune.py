@@ -173,6 +173,21 @@ def test_nan_in_the_activations_names_the_layer(
         list(prune(broken, walked, forms, images))
 
 
+def test_a_hessian_that_has_no_cholesky_factor_names_the_layer_and_the_remedy(
+    subject: tuple[nn.Module, Walk, torch.Tensor],
+) -> None:
+    model, walked, images = subject
+    silent = copy.deepcopy(model)
+    with torch.no_grad():
+        silent.get_parameter("blocks.1.norm2.weight")[5] = 0.0
+        silent.get_parameter("blocks.1.norm2.bias")[5] = 0.0
+    name = "blocks.1.mlp.fc1"
+    forms = {name: Form(pattern=parse_pattern("64x1"), sparsity=0.5)}
+    with pytest.raises(PruningError, match=rf"^{name}: .*not positive definite; .*larger damping"):
+        list(prune(silent, walked, forms, images, settings=Settings(damping=0.0)))
+    assert len(list(prune(silent, walked, forms, images))) > 0  # the default damping bears it
+
+
 def test_outputs_that_count_more_keep_more_of_their_blocks(
     subject: tuple[nn.Module, Walk, torch.Tensor],
 ) -> None:

@@ -11,6 +11,14 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks import pruning  # noqa: E402
 from benchmarks.pruning import Cell, cells, measured  # noqa: E402
+from benchmarks.pruning_equal import (  # noqa: E402
+    Network,
+    beside,
+    front,
+    halved,
+    packed,
+    unpacked,
+)
 from benchmarks.pruning_methods import METHODS  # noqa: E402
 from benchmarks.pruning_rows import Row, Store, paired_drop  # noqa: E402
 from benchmarks.pruning_sparsegpt import sweep  # noqa: E402
@@ -170,3 +178,81 @@ def test_the_sweep_makes_up_for_what_it_removes() -> None:
         return float(((D @ H) * D).sum())
 
     assert error(swept) < 0.8 * error(masked)
+
+
+DENSE = torch.ones(2000, dtype=torch.bool)
+
+
+def network(plan: str, latency_ms: float, *, wrong: int, first: int = 0) -> Network:
+    """A network that has `wrong` neighbouring images wrong; the dense one has all right."""
+    right = DENSE.clone()
+    right[first : first + wrong] = False
+    drop = paired_drop(DENSE, right)
+    return Network(
+        plan=plan,
+        pattern="64x64",
+        sparsity=0.5,
+        forms={},
+        gone=[],
+        latency_ms=latency_ms,
+        mad_ms=0.01,
+        share=latency_ms / 10,
+        predicted_share=latency_ms / 10,
+        trial_share=None,
+        **{name: drop[name] for name in ("drop", "drop_low", "drop_high", "lost", "won")},
+        distortion=0.0,
+        loss_rise=0.0,
+        right=packed(right),
+        dense_right=packed(DENSE),
+    )
+
+
+def test_answers_packed_come_back_as_they_were() -> None:
+    right = torch.rand(2000, generator=torch.Generator().manual_seed(0)) < 0.9
+    assert torch.equal(unpacked(packed(right)), right)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "allocated", "words", "excess"),
+    [
+        (60, 10, "halved, by the whole interval", -2.0),
+        (60, 29, "halved", -0.1),
+        (60, 31, "not halved", 0.1),
+        (60, 60, "not halved, by the whole interval", 3.0),
+        (1, 0, "nothing to halve", -0.05),
+    ],
+)
+def test_half_the_drop_is_judged_on_the_same_images(
+    uniform: int, allocated: int, words: str, excess: float
+) -> None:
+    verdict = halved(
+        network("uniform", 5.0, wrong=uniform), network("allocated", 5.0, wrong=allocated)
+    )
+    assert verdict.words == words
+    assert verdict.excess == pytest.approx(excess)
+    assert verdict.low <= verdict.excess <= verdict.high
+
+
+def test_images_lost_by_both_networks_widen_the_interval_less_than_others() -> None:
+    uniform = network("uniform", 5.0, wrong=60)
+    same = halved(uniform, network("allocated", 5.0, wrong=30))
+    others = halved(uniform, network("allocated", 5.0, wrong=30, first=1000))
+    assert same.excess == others.excess == pytest.approx(0.0)
+    assert same.high - same.low < 0.8 * (others.high - others.low)
+
+
+def test_the_slowest_allocated_network_that_is_no_slower_is_set_beside() -> None:
+    networks = [network("allocated", ms, wrong=1) for ms in (4.0, 4.9, 5.1)]
+    found = beside(network("uniform", 5.0, wrong=9), networks, pattern="64x64")
+    assert found is networks[1]
+    assert beside(network("uniform", 3.9, wrong=9), networks, pattern="64x64") is None
+    assert beside(network("uniform", 5.0, wrong=9), networks, pattern="mixed") is None
+
+
+def test_a_uniform_network_that_another_beats_in_both_is_not_on_the_front() -> None:
+    fast, good, beaten = (
+        network("uniform", 4.0, wrong=9),
+        network("uniform", 6.0, wrong=2),
+        network("uniform", 5.0, wrong=12),
+    )
+    assert front([beaten, good, fast, network("allocated", 1.0, wrong=0)]) == [fast, good]
