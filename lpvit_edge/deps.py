@@ -9,6 +9,7 @@ _EXTRA_OF = {
     "accelerate": "finetune",
     "asyncua": "opcua",
     "av": "camera",
+    "gpiod": "gpio",
     "jinja2": "prune",
     "onnx": "cpu",
     "onnxruntime": "prune",

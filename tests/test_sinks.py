@@ -25,7 +25,10 @@ from tests.plant import TurnedClock, frame
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").rglob("sinks/*.toml"))
 
 KINDS = {str(kind.__struct_config__.tag): kind for kind in SinkConfig.__args__}
-REQUIRED: dict[str, dict[str, object]] = {"opcua": {"nodes": {"verdict": "ns=2;s=V"}}}
+REQUIRED: dict[str, dict[str, object]] = {
+    "gpio": {"line": 17, "delay_ms": 100.0},
+    "opcua": {"nodes": {"verdict": "ns=2;s=V"}},
+}
 
 
 class Other:
@@ -156,7 +159,7 @@ def test_an_engine_that_hangs_puts_the_sinks_on_hold_though_the_judge_cannot(
     clock = TurnedClock(runs=True)
     line = Line(bundle, config, clock=clock, load=lambda: engine)
     line.start()
-    wait_for(lambda: line.outputs.held is None and line.feed.health.state == "live")
+    wait_for(lambda: line.step(0.02) and line.outputs.held is None)
     monkeypatch.setattr(engine, "infer_all", hang)
     write_image(tmp_path / "in" / "a.png", 100)
     judging = threading.Thread(target=lambda: line.step(5.0))

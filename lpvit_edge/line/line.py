@@ -92,6 +92,7 @@ class Line:
         )
         self.on_bundle: Callable[[Bundle], None] = lambda bundle: None  # another one took over
         self.outputs.sinks = open_sinks(config.sink, self.journal)
+        self.outputs.hold("the line starts")
         self._stop = threading.Event()
         self._jumps = JumpWatch(self.clock)
         self._deadlines = threading.Thread(target=self._watch_deadlines, daemon=True)
@@ -184,9 +185,10 @@ class Line:
     def _watch_sinks(self) -> None:
         """In a thread of its own, so that sinks are held when the engine hangs too."""
         watch = SinkWatch(self.outputs, self.settlement.event, self.clock)
-        while not self.clock.wait(self._stop, _WATCH_S):
+        while not self._stop.is_set():
             self._hold_if_blind()
             watch.look()
+            self.clock.wait(self._stop, _WATCH_S)
 
     def _hold_if_blind(self) -> None:
         """Take the safe position while no part can be judged."""

@@ -91,4 +91,18 @@ class OpcUaSink(Kind, frozen=True, kw_only=True, tag="opcua"):
     timeout_s: Positive = 2.0
 
 
-SinkConfig = JsonlSink | EvidenceSink | WebhookSink | MqttSink | ModbusSink | OpcUaSink
+class GpioSink(Kind, frozen=True, kw_only=True, tag="gpio"):
+    """`target` is the chip, /dev/gpiochip0."""
+
+    line: int | str  # offset or name
+    delay_ms: Positive  # from the trigger to the pulse
+    pulse_ms: Positive = 50.0
+    tolerance_ms: Positive = 10.0  # a pulse that could only begin later is not given
+    active_low: bool = False
+    drive: Literal["push pull", "open drain", "open source"] = "push pull"
+    safe: Literal["inactive", "active"] = "inactive"  # while no part can be judged
+
+
+SinkConfig = (
+    JsonlSink | EvidenceSink | WebhookSink | MqttSink | ModbusSink | OpcUaSink | GpioSink
+)  # fmt: skip

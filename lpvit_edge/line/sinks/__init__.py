@@ -17,6 +17,7 @@ __all__ = ["Sink", "open_sinks"]
 
 _DIRECT = {
     "evidence": "lpvit_edge.line.sinks.evidence:EvidenceStore",
+    "gpio": "lpvit_edge.line.sinks.gpio:GpioReject",
 }
 _REMOTE = {
     "jsonl": "lpvit_edge.line.sinks.jsonl:JsonLines",
