@@ -37,7 +37,7 @@ def examine_tensorrt(device: DeviceIdentity) -> tuple[Finding, ...]:
         version = str(load_tensorrt().__version__)
         with opened() as gpu, gpu.calls.current(gpu.context):
             return (
-                _versions(device, version, gpu.calls.driver_version()),
+                _versions(device, version, gpu.calls.driver_version(), through=gpu.calls.through),
                 _free_memory(gpu.calls.free_bytes() // 2**20),
                 *(_built(pattern, gpu, version) for pattern in LAYERS),
             )
@@ -55,10 +55,10 @@ def _split(error: LpvitEdgeError) -> tuple[str, str]:
     return what, remedy or "repair this first: no TensorRT engine can be built or run here"
 
 
-def _versions(device: DeviceIdentity, version: str, driver: int) -> Finding:
+def _versions(device: DeviceIdentity, version: str, driver: int, *, through: str) -> Finding:
     """TensorRT and CUDA against what the JetPack brings."""
     cuda = f"{driver // 1000}.{driver % 1000 // 10}"
-    found = f"TensorRT {version}, driver for CUDA {cuda}"
+    found = f"TensorRT {version}, driver for CUDA {cuda} through {through}"
     release = ".".join((device.jetpack or "").split(".")[:2])
     if not release:
         return _finding("versions", "ok", found)

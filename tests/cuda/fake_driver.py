@@ -38,7 +38,7 @@ def compile_fake_driver(folder: Path, *, source: str = "fake_driver.c") -> Path:
     return library
 
 
-def state_of(library: Path) -> State:
+def state_of(library: Path | str) -> State:
     """The state, as of a Jetson AGX Orin under JetPack 6 on which nothing has run."""
     state = State.in_dll(ctypes.CDLL(str(library)), "fake")
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))

@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 def load_calls(library: str = cuda.LIBRARY) -> "Calls":
     """The driver with the prototypes of this module. Raises EnvironmentUnfitError without one."""
     driver = cuda.load_driver(library)
-    for name, arguments in _PROTOTYPES.items():
+    for name, arguments in _PROTOTYPES.items():  # cuda-bindings takes and ignores them
         function = getattr(driver, name)
         function.argtypes, function.restype = arguments, c_int
     return Calls(driver)
@@ -77,6 +77,11 @@ class Calls:
 
     def __init__(self, driver: ctypes.CDLL) -> None:
         self.driver = driver
+
+    @property
+    def through(self) -> str:
+        """What carries the calls: ctypes, or cuda-bindings with its version."""
+        return str(getattr(self.driver, "through", "ctypes"))
 
     def _ask(self, name: str, *arguments: Any) -> None:
         check(getattr(self.driver, name)(*arguments), call=name)

@@ -1,12 +1,14 @@
-"""The CUDA driver through ctypes: the one seam where a CUresult becomes an error in words."""
+"""The CUDA driver: the one seam where a CUresult becomes an error in words."""
 
 import ctypes
 import logging
 from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
+from lpvit_engines.cuda.bindings import BindingsDriver, find_bindings
 
 LIBRARY = "libcuda.so.1"
 # Attribute numbers of CUdevice_attribute and CUfunction_attribute, from cuda.h.
@@ -60,7 +62,13 @@ class Device:
 
 @lru_cache
 def load_driver(library: str = LIBRARY) -> ctypes.CDLL:
-    """The driver, initialised. Raises EnvironmentUnfitError where there is none."""
+    """The driver, initialised: through cuda-bindings where it is installed, else through ctypes.
+
+    Raises EnvironmentUnfitError where there is none.
+    """
+    found = _through_bindings() if library == LIBRARY else None
+    if found is not None:
+        return found
     try:
         driver = ctypes.CDLL(library)
     except OSError as error:
@@ -72,6 +80,21 @@ def load_driver(library: str = LIBRARY) -> ctypes.CDLL:
         function = getattr(driver, name)
         function.argtypes, function.restype = arguments, c_int
     check(driver.cuInit(0), call="cuInit")
+    return driver
+
+
+def _through_bindings() -> ctypes.CDLL | None:
+    """cuda-bindings' driver in the shape of a CDLL; None where it is absent or finds no driver."""
+    module = find_bindings()
+    if module is None:
+        return None
+    driver = cast(ctypes.CDLL, BindingsDriver(module))
+    try:
+        code = driver.cuInit(0)
+    except RuntimeError as error:  # no libcuda, in words of its own; ctypes will have ours
+        log.debug("cuda-bindings: %s", error)
+        return None
+    check(code, call="cuInit")
     return driver
 
 
