@@ -2,6 +2,8 @@
 // inside an anonymous namespace, so that the linker never shares a copy between them.
 #pragma once
 
+#include "min_max.h"
+
 namespace lpvit {
 namespace {
 
@@ -17,9 +19,9 @@ inline Vector gelu(Vector x) {
                            -2.7246810496e-02f, 1.2783746235e-02f};
     constexpr float limit = 5.5f;
     const Vector zero = {};
-    const Vector positive = x > zero ? x : zero;
-    const Vector magnitude = x < zero ? -x : x;  // a NaN stays one
-    const Vector t = magnitude > zero + limit ? zero + limit : magnitude;
+    const Vector positive = larger(x, zero);
+    const Vector magnitude = larger(x, -x);  // a NaN stays one
+    const Vector t = smaller(zero + limit, magnitude);
     const Vector s = t * (2.0f / limit) - 1.0f;
     Vector q = zero + p[13];
     for (int i = 12; i >= 0; --i) q = q * s + p[i];

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernel.h"
+#include "min_max.h"
 
 // Accumulators live in registers only if every loop over them is unrolled.
 #define LPVIT_UNROLL _Pragma("GCC unroll 16")
@@ -58,9 +59,6 @@ std::size_t scratch_bytes(int64_t steps) {
     return std::size_t(steps * kChunk + kSlots) * sizeof(uint32_t);
 }
 
-inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-
 // The numbers of one token from `feature` on; what does not exist is zero.
 inline Vector features_of(const float* x, int64_t feature, int64_t features) {
     if (feature + LPVIT_LANES <= features) return *reinterpret_cast<const Loose*>(x + feature);
@@ -73,24 +71,52 @@ inline Vector features_of(const float* x, int64_t feature, int64_t features) {
 // The scale and zero point that map what is between a token's smallest and largest number, and
 // zero, to 0 to 255. Anything infinite or not a number makes the scale, and every answer, NaN.
 void measure(const float* x, int64_t features, float& scale, int32_t& zero) {
-    Vector low = {}, high = {}, poison = {};
-    for (int64_t f = 0; f < features; f += LPVIT_LANES) {
-        const Vector values = features_of(x, f, features);
-        low = smaller(values, low);
-        high = larger(values, high);
-        poison += values * 0.0f;
-    }
+    constexpr int chains = 2;  // so that one need not wait for the other
+    Vector low[chains] = {}, high[chains] = {}, poison[chains] = {};
+    for (int64_t f = 0; f < features; f += chains * LPVIT_LANES)
+        LPVIT_UNROLL
+        for (int i = 0; i < chains; ++i) {
+            const Vector values = features_of(x, f + i * LPVIT_LANES, features);
+            low[i] = smaller(values, low[i]);
+            high[i] = larger(values, high[i]);
+            poison[i] += values * 0.0f;
+        }
+    low[0] = smaller(low[0], low[1]);
+    high[0] = larger(high[0], high[1]);
+    poison[0] += poison[1];
     float least = 0, most = 0, poisoned = 0;
     for (int i = 0; i < LPVIT_LANES; ++i) {
-        least = low[i] < least ? low[i] : least;
-        most = high[i] > most ? high[i] : most;
-        poisoned += poison[i];
+        least = low[0][i] < least ? low[0][i] : least;
+        most = high[0][i] > most ? high[0][i] : most;
+        poisoned += poison[0][i];
     }
     const float range = most - least;
     poisoned += range * 0.0f;
     const bool is_usable = poisoned == 0.0f && range > kSmallest;
     scale = is_usable ? range / kLevels : poisoned;
     zero = is_usable ? static_cast<int32_t>(-least * (kLevels / range) + 0.5f) : 0;
+}
+
+// Four words side by side, of which a feature has three; the fourth is zero.
+typedef uint32_t Quad __attribute__((vector_size(16), may_alias));
+typedef uint64_t Halves __attribute__((vector_size(16), may_alias));
+
+// Writes four features from `first` on, whose words lie in a row each, word by word for each feature.
+inline void store_transposed(const uint32_t (&words)[kChunk / kStep][LPVIT_LANES], int first,
+                             uint32_t* to) {
+    const Quad a = *reinterpret_cast<const Quad*>(words[0] + first);
+    const Quad b = *reinterpret_cast<const Quad*>(words[1] + first);
+    const Quad c = *reinterpret_cast<const Quad*>(words[2] + first);
+    const Quad none = {};
+    const Halves ab = (Halves)LPVIT_SHUFFLE(a, b, Quad, 0, 4, 1, 5);
+    const Halves ab_rest = (Halves)LPVIT_SHUFFLE(a, b, Quad, 2, 6, 3, 7);
+    const Halves cd = (Halves)LPVIT_SHUFFLE(c, none, Quad, 0, 4, 1, 5);
+    const Halves cd_rest = (Halves)LPVIT_SHUFFLE(c, none, Quad, 2, 6, 3, 7);
+    Halves* const features = reinterpret_cast<Halves*>(to);
+    features[0] = LPVIT_SHUFFLE(ab, cd, Halves, 0, 2);
+    features[1] = LPVIT_SHUFFLE(ab, cd, Halves, 1, 3);
+    features[2] = LPVIT_SHUFFLE(ab_rest, cd_rest, Halves, 0, 2);
+    features[3] = LPVIT_SHUFFLE(ab_rest, cd_rest, Halves, 1, 3);
 }
 
 // Quantises one chunk: for each feature the bytes of its 12 tokens, side by side. With OFFSET 128 the
@@ -114,7 +140,7 @@ void prepare_chunk(const Operands& at, int64_t tokens, int64_t features, int64_t
     const Vector none = {};
     const Word offset = Word{} + (OFFSET ? 0x80808080u : 0u);
     for (int64_t f = 0; f < padded(features); f += LPVIT_LANES, to += LPVIT_LANES * kSlots / 4) {
-        uint32_t words[kChunk / kStep][LPVIT_LANES];
+        alignas(4 * LPVIT_LANES) uint32_t words[kChunk / kStep][LPVIT_LANES];
         for (int word = 0; word < kChunk / kStep; ++word) {
             Word packed = {};
             LPVIT_UNROLL
@@ -124,12 +150,9 @@ void prepare_chunk(const Operands& at, int64_t tokens, int64_t features, int64_t
                 const Vector q = larger(values * inverse[row] + shift[row], none);
                 packed |= (Word)__builtin_convertvector(smaller(q, none + kLevels), Int) << (8 * i);
             }
-            packed ^= offset;
-            for (int i = 0; i < LPVIT_LANES; ++i) words[word][i] = packed[i];
+            *reinterpret_cast<Word*>(words[word]) = packed ^ offset;
         }
-        for (int i = 0; i < LPVIT_LANES; ++i)
-            for (int word = 0; word < kSlots / 4; ++word)
-                to[i * (kSlots / 4) + word] = word < kChunk / kStep ? words[word][i] : 0;
+        for (int i = 0; i < LPVIT_LANES; i += 4) store_transposed(words, i, to + i * kSlots / 4);
     }
 }
 

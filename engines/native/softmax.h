@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "min_max.h"
+
 namespace lpvit {
 namespace {
 
@@ -13,7 +15,6 @@ typedef float Loose __attribute__((vector_size(4 * LPVIT_LANES), aligned(4), may
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Loose*>(to) = value; }
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
 // Keys are padded to whole registers: the padding's scores are computed and then thrown away.
 inline int64_t padded(int64_t tokens) {
