@@ -66,9 +66,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--nncf", type=Path, metavar="PYTHON", help="for --precision int8")
+    parser.add_argument(
+        "--quantised", nargs="+", type=Path, default=[], help="for one model, instead of --nncf"
+    )
     options = parser.parse_args()
-    if options.precision == "int8" and options.nncf is None:
+    if options.precision == "int8" and options.nncf is None and not options.quantised:
         parser.error("int8 needs its peer: --nncf PYTHON, an interpreter that has nncf")
+    if options.quantised and len(options.models) > 1:
+        parser.error("--quantised is one model's: name that one with --models")
     if options.quick:
         options.models, options.patterns = ["deit_small"], ["64x1"]
         options.threads = [os.cpu_count() or 1]
@@ -84,7 +89,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         note(f"exporting {model}")
         export_dense(MODELS[model], dense)
         files, gemms = write_variants(dense, options.patterns, options.sparsities)
-        quantised = quantise(dense, python=options.nncf) if options.nncf else []
+        quantised = quantise(dense, python=options.nncf) if options.nncf else options.quantised
         for threads in dict.fromkeys(options.threads):
             note(f"timing {model} on {threads} threads, {options.rounds} rounds")
             rows += compare(

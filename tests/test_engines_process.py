@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from lpvit_edge.errors import EnvironmentUnfitError
-from lpvit_engines import native_library, openvino_node
+from lpvit_engines import load_engine, native_library, openvino_node
 from lpvit_engines.block_sparse import BlockSparseMatrix
-from tests.native.onnx_models import save, sparse_model
+from tests.native.onnx_models import random_input, random_matrix, save, sparse_model
 
 ROOT = Path(__file__).parent.parent
 FEATURES = 4096
@@ -63,6 +64,35 @@ with load_engine("openvino", large, threads=1) as engine:
     weight_bytes = FEATURES * FEATURES * 4
     grown = int(run_python(code, str(small), str(model)))
     assert weight_bytes < grown < 1.6 * weight_bytes
+
+
+@pytest.mark.parametrize("precisions", [("float32", "float32"), ("float32", "int8")])
+def test_two_engines_in_one_process_answer_as_each_alone(
+    precisions: tuple[str, str], tmp_path: Path
+) -> None:
+    x = random_input(1, 197, 192)
+    paths = [
+        sparse_model(
+            tmp_path / f"{out}.onnx",
+            [random_matrix(out, 192, (64, 1)), random_matrix(192, out, (64, 1))],
+            shape=[1, 197, 192],
+            activation="gelu",
+        )
+        for out in (768, 384)
+    ]
+    with (
+        load_engine("openvino", paths[0], threads=2, precision=precisions[0]) as first,
+        load_engine("openvino", paths[1], threads=2, precision=precisions[1]) as second,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        alone = [engine.infer(x) for engine in (first, second)]
+        turns = [engine.infer(x) for _ in range(5) for engine in (first, second)]
+        # An engine takes one call at a time; the two work at the same time.
+        beside = pool.map(lambda engine: [engine.infer(x) for _ in range(25)], (first, second))
+        found = turns + [y for pair in zip(*beside, strict=True) for y in pair]
+    assert not np.array_equal(alone[0], alone[1])
+    assert len(found) == 60
+    assert all(np.array_equal(y, alone[index % 2]) for index, y in enumerate(found))
 
 
 def test_the_kernel_runs_on_the_thread_pool_that_openvino_brought() -> None:
