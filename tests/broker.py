@@ -40,14 +40,14 @@ def free_port() -> int:
 
 
 class Broker:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         binary = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
         if binary is None:
             pytest.skip("no mosquitto here: apt-get install mosquitto")
         self._binary = binary
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
-        self._config.write_text(_CONFIG.format(port=self.port, folder=folder) + _user())
+        self._config.write_text(_CONFIG.format(port=self.port, folder=folder) + more + _user())
         subprocess.run(
             ["mosquitto_passwd", "-b", "-c", str(folder / "passwords"), USER, PASSWORD], check=True
         )
@@ -85,7 +85,7 @@ def _user() -> str:
 class Subscriber:
     """Listens to line3/#, with a session that the broker keeps."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: tuple[Path, Path, Path] | None = None) -> None:
         import paho.mqtt.client as mqtt
         from paho.mqtt.enums import CallbackAPIVersion
 
@@ -96,6 +96,8 @@ class Subscriber:
             CallbackAPIVersion.VERSION2, client_id="test", clean_session=False
         )
         self._client.username_pw_set(USER, PASSWORD)
+        if tls is not None:
+            self._client.tls_set(*(str(path) for path in tls))  # authority, certificate, key
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda client, *_: client.subscribe("line3/#", qos=1)
         self._client.on_subscribe = lambda *_: self._subscribed.set()

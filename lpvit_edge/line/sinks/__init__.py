@@ -29,7 +29,10 @@ _REMOTE = {
 
 
 def open_sinks(configs: tuple[SinkConfig, ...], journal: Journal) -> tuple[Sink, ...]:
-    """Make the sinks. Raises MissingDependencyError without a sink's library, SinkError."""
+    """Make the sinks, held until the line says otherwise.
+
+    Raises MissingDependencyError without a sink's library, SinkError.
+    """
     sinks = tuple(_open(config, journal) for config in configs)
     journal.forget_other_sinks(sink.name for sink in sinks)
     return sinks
@@ -40,7 +43,7 @@ def _open(config: SinkConfig, journal: Journal) -> Sink:
     if kind in _DIRECT:
         sink: Sink = _load(_DIRECT[kind])(config)
         return sink
-    return RemoteSink(_load(_REMOTE[kind])(config), journal)
+    return RemoteSink(_load(_REMOTE[kind])(config), journal, is_held=True)
 
 
 def _load(place: str) -> Any:

@@ -5,6 +5,7 @@ TOPIC/event     what happened to the line, likewise
 TOPIC/status    retained: online, held (no part can be judged), offline; the last will is offline
 """
 
+import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -104,15 +105,25 @@ class Mqtt:
 
     def _connect(self) -> None:
         self._client = client = self._new_client()
+        self._answer = None
         self._answered.clear()
         try:
             client.connect(self._address.host, self._address.port, keepalive=_KEEPALIVE_S)
+        except ssl.SSLCertVerificationError as error:
+            raise SinkError(
+                f"{self.name}: the broker's certificate is refused ({error.verify_message}); is "
+                "it made for this host, and signed by an authority in ca = "
+                f"{self._config.ca or '(those of this system)'}?"
+            ) from error
         except (OSError, ValueError) as error:
             text = error.strerror if isinstance(error, OSError) else None
             raise SinkError(f"{self.name}: {text or error}") from error
         client.loop_start()
         if not self._answered.wait(self._config.timeout_s):
             raise SinkError(f"{self.name}: the broker does not answer")
+        if self._answer is None:
+            hint = "; does it ask for a certificate of this client?" if self._is_bare else ""
+            raise SinkError(f"{self.name}: the broker closed the connection{hint}")
         if self._answer.is_failure:
             raise SinkError(f"{self.name}: the broker refused: {self._answer}")
 
@@ -124,6 +135,7 @@ class Mqtt:
         )
         client.connect_timeout = self._config.timeout_s
         client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
         client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         if self._address.user is not None:
             client.username_pw_set(self._address.user, self._address.password)
@@ -136,11 +148,23 @@ class Mqtt:
         try:
             client.tls_set(config.ca, config.certificate, config.key)
         except (OSError, ValueError) as error:
-            raise SinkError(f"{self.name}: the certificates cannot be used ({error})") from error
+            files = f"ca = {config.ca}, certificate = {config.certificate}, key = {config.key}"
+            raise SinkError(
+                f"{self.name}: the certificates cannot be used ({error}): {files}"
+            ) from error
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, props: Any) -> None:
         self._answer = reason
         self._answered.set()
+
+    def _on_disconnect(self, client: Any, *_: Any) -> None:
+        if client is self._client:
+            self._answered.set()
+
+    @property
+    def _is_bare(self) -> bool:
+        """Encrypted, but without a certificate of our own."""
+        return self._address.scheme == "mqtts" and self._config.certificate is None
 
 
 def _wait(message: Any, timeout_s: float) -> bool:

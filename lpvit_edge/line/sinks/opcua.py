@@ -150,6 +150,7 @@ class OpcUa:
             if client is not None:
                 self._await(client.disconnect() if is_sound else _drop(client))
         self._client = self._loop = None
+        loop.post(_end_all())
         loop.stop()
 
     def _connect(self) -> None:
@@ -254,3 +255,11 @@ class OpcUa:
 async def _drop(client: Any) -> None:
     """Let go of a server that does not answer."""
     client.disconnect_socket()
+
+
+async def _end_all() -> None:
+    """End what asyncua still does in its thread, before that ends."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

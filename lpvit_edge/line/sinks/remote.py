@@ -1,10 +1,10 @@
 """From the journal over a wire: in order, again and again until it has arrived."""
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from lpvit_edge.errors import SinkError
+from lpvit_edge.line.clock import Clock, SystemClock
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.records import FrameRecord
 from lpvit_edge.line.sinks.base import Remote
@@ -25,15 +25,23 @@ class RemoteSink:
     number, by which the other side can tell.
     """
 
-    def __init__(self, remote: Remote, journal: Journal) -> None:
+    def __init__(
+        self,
+        remote: Remote,
+        journal: Journal,
+        *,
+        is_held: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
         self.name = remote.name
         self._remote = remote
         self._journal = journal
+        self._clock = clock or SystemClock()
         self._cursor = remote.resume(journal.delivered(remote.name), journal.last_id())
         journal.set_delivered(self.name, self._cursor)
         self._closing = threading.Event()
         self._give_up = threading.Event()
-        self._is_held = self._told_held = False
+        self._is_held = self._told_held = is_held
         self._beaten_s = float("-inf")
         self.error: str | None = None
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -71,7 +79,7 @@ class RemoteSink:
                 self._remote.disconnect()
                 self._beaten_s = float("-inf")
                 self._drop_old()
-                self._give_up.wait(wait_s)
+                self._clock.wait(self._give_up, wait_s)
                 wait_s = min(2 * wait_s, self._remote.longest_wait_s)
                 continue
             if not sent and was_closing:
@@ -103,7 +111,7 @@ class RemoteSink:
 
     def _beat(self) -> None:
         """Tell the other side that we live; under load too, where entries never cease."""
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic_ns() / 1e9
         if now_s - self._beaten_s >= _BEAT_S or self._is_held != self._told_held:
             held = self._is_held
             self._remote.beat(is_held=held)
