@@ -23,7 +23,12 @@ from lpvit_edge import (
     prune_cli,
     run_cli,
 )
-from lpvit_edge.errors import AccuracyFloorError, BudgetNotMetError, LpvitEdgeError
+from lpvit_edge.errors import (
+    AccuracyFloorError,
+    BudgetNotMetError,
+    LpvitEdgeError,
+    UnknownOptionError,
+)
 
 app = typer.Typer(
     name="lpvit",
@@ -160,6 +165,12 @@ def build(
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
     precision: options.Precision = "default",
+    python_free: Annotated[
+        bool,
+        typer.Option(
+            "--python-free", help="TensorRT 10.9+: a plan that trtexec and C++ can load, too."
+        ),
+    ] = False,
 ) -> None:
     """Export model.onnx, hold it against torch, compile it here: export.json, manifest.json.
 
@@ -175,8 +186,10 @@ def build(
     allocation = files.load(Allocation, out / "allocation.json")
     images = int8.IMAGES if (engine, precision) == ("tensorrt", "int8") else 8
     job = options.job(model, out, weights, calibration, heldout, images, engine, threads, "64x1")
-    log = steps.export(job, allocation, precision=precision)
-    steps.build(job, precision=precision)
+    if python_free and engine != "tensorrt":
+        raise UnknownOptionError(f"--python-free is for --engine tensorrt, not {engine}")
+    log = steps.export(job, allocation, precision=precision, python_free=python_free)
+    steps.build(job, precision=precision, python_free=python_free)
     print(f"{job.path('model.onnx')}: differs from torch by {log.engine_error:.1e} at most")
 
 

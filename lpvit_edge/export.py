@@ -167,6 +167,7 @@ def compare_runtimes(
     threads: int,
     tolerance: float,
     precision: str = "default",
+    python_free: bool = False,
 ) -> Compared:
     """Largest relative error of ONNX Runtime and of the engine against torch.
 
@@ -195,7 +196,7 @@ def compare_runtimes(
         precision = resolve_precision(engine, precision)
         if precision == "int8":
             bound += 2.0 * (read_ranges(path)[0].error or 0.0)
-        build_proven(path, precision=precision)
+        build_proven(path, precision=precision, python_free=python_free)
     with load_engine(engine, path, threads=threads, precision=precision) as loaded:
         by_engine = [loaded.infer(image[None].numpy()).copy() for image in images]
     error = relative_error(np.concatenate(by_engine), reference)

@@ -127,7 +127,9 @@ def refuse_other_model(found: ModelIdentity, expected: ModelIdentity, *, what: s
         raise MismatchError(f"{what} is of another model: {'; '.join(different)}. Make it again")
 
 
-def export(job: Job, allocation: Allocation, *, precision: str = "default") -> ExportLog:
+def export(
+    job: Job, allocation: Allocation, *, precision: str = "default", python_free: bool = False
+) -> ExportLog:
     """Write model.onnx and hold it against the pruned torch model in two runtimes.
 
     The engine is compared in its default precision; TensorRT's, which is built once, in `precision`
@@ -171,6 +173,7 @@ def export(job: Job, allocation: Allocation, *, precision: str = "default") -> E
                 threads=job.threads,
                 tolerance=TOLERANCE,
                 precision=chosen if job.engine == "tensorrt" else "default",
+                python_free=python_free,
             )
             for model, file in ((pruned, path), (job.model.module, job.path("dense.onnx")))
         )
@@ -198,7 +201,7 @@ def pruned_weights(job: Job) -> "dict[str, torch.Tensor]":
     return weights
 
 
-def build(job: Job, *, precision: str = "default") -> Manifest:
+def build(job: Job, *, precision: str = "default", python_free: bool = False) -> Manifest:
     """Compile model.onnx on this device, note what really runs, and seal the bundle to deploy."""
     from lpvit_edge.bundle import write_bundle
     from lpvit_edge.golden import golden_frames
@@ -210,7 +213,8 @@ def build(job: Job, *, precision: str = "default") -> Manifest:
     if job.engine == "tensorrt":
         from lpvit_edge.tensorrt_build import build_proven
 
-        build_proven(path, precision=resolve_precision(job.engine, precision))
+        chosen = resolve_precision(job.engine, precision)
+        build_proven(path, precision=chosen, python_free=python_free)
     with load_engine(job.engine, path, threads=job.threads, precision=precision) as engine:
         kernels = engine.kernels()
         golden = golden_frames(job.calibration.paths, engine, job.model.preprocess)

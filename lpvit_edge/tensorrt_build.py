@@ -1,7 +1,7 @@
 """Build a TensorRT engine with proof, and show what was proven."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -14,26 +14,28 @@ if TYPE_CHECKING:
     from lpvit_engines.tensorrt.plan_file import PlanManifest
 
 
-def build_proven(onnx: Path, *, precision: str = "float16") -> "PlanManifest":
+def build_proven(
+    onnx: Path, *, precision: str = "float16", python_free: bool = False
+) -> "PlanManifest":
     """Build the plan beside an ONNX file, each sparse layer timed against its dense twin first.
 
     TensorRT's phases show as bars on stderr, and so does the table of the layers. A plan that was
     built so from this very file on this device is taken as it is. int8 needs the ranges that
-    lpvit_edge.int8.calibrate leaves.
+    lpvit_edge.int8.calibrate leaves. With `python_free` the plan loads in trtexec and C++ too.
     """
     from lpvit_engines.tensorrt.device import opened
-    from lpvit_engines.tensorrt.making import proven_plan
+    from lpvit_engines.tensorrt.kept import proven_plan
 
     with opened() as device, device.calls.current(device.context):
-        kept = proven_plan(onnx, device, precision=precision)
+        kept = proven_plan(onnx, device, precision=precision, python_free=python_free)
         if kept is not None:
             return kept
-        manifest = _made(onnx, device, precision)
+        manifest = _made(onnx, device, precision=precision, python_free=python_free)
     show(manifest)
     return manifest
 
 
-def _made(onnx: Path, device: "OpenDevice", precision: str) -> "PlanManifest":
+def _made(onnx: Path, device: "OpenDevice", **given: Any) -> "PlanManifest":
     from lpvit_engines.tensorrt.making import make_plan
 
     with _bars() as bars:
@@ -44,7 +46,7 @@ def _made(onnx: Path, device: "OpenDevice", precision: str) -> "PlanManifest":
                 tasks[phase] = bars.add_task(phase[:34], total=total)
             bars.update(tasks[phase], completed=done, total=total, visible=done < total)
 
-        return make_plan(onnx, device, proven=True, precision=precision, on_step=on_step)
+        return make_plan(onnx, device, proven=True, on_step=on_step, **given)
 
 
 def _bars() -> Progress:

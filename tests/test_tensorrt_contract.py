@@ -61,7 +61,7 @@ def run_check(
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # bindings may talk before
     return found
 
 

@@ -19,7 +19,7 @@ from lpvit_edge.proof import refuse_disagreement
 from lpvit_engines import Engine, load_engine
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.engine import TensorRtEngine
-from lpvit_engines.tensorrt.making import MadePlan
+from lpvit_engines.tensorrt.kept import MadePlan
 from tests.cuda.fake_driver import compile_fake_driver
 from tests.test_tensorrt_engine import (
     ORIN,

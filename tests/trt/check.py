@@ -226,6 +226,9 @@ def main() -> None:
     import numpy
 
     trt: Any = import_module("tensorrt")
+    from lpvit_engines.tensorrt.ahead_of_time import OLDEST
+    from lpvit_engines.tensorrt.library import version_of
+    from tests.trt.check_ahead import ahead_of_time_works
 
     judged = numpy_is_judged(trt)
     problems = [
@@ -239,6 +242,8 @@ def main() -> None:
         listeners_work(trt)
         if judged == "ok":
             plugin_works(trt, given["library"])
+            if version_of(trt) >= OLDEST:
+                _KEPT.append(ahead_of_time_works(trt))
     except Exception:
         failures.append(traceback.format_exc())
     found = {"problems": problems, "overridden": overridden(trt), "failures": failures}

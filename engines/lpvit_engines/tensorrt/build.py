@@ -39,18 +39,23 @@ def build(
     weak: bytes | None = None,
     on_step: OnStep | None = None,
     cache: Path | None = None,
+    python_free: bool = False,
 ) -> Built:
     """Build the engine of a TensorRT copy on the device at hand.
 
     `free_bytes` is the memory that is free there, `device` names it for the timing cache, `weak` is
     the copy in float32: on TensorRT 10.3, whose strongly typed parser was young, a copy that the
-    parser refuses strongly typed is built from it with the float16 flag instead. Needs a current
-    CUDA context. Raises EngineError in TensorRT's own words.
+    parser refuses strongly typed is built from it with the float16 flag instead. With `python_free`
+    the block-sparse kernel lies in the plan, see ahead_of_time.py. Needs a current CUDA context.
+    Raises EngineError in TensorRT's own words.
     """
-    from lpvit_engines.tensorrt.plugin import register
+    from lpvit_engines.tensorrt import ahead_of_time, plugin
 
     trt = load_tensorrt()
-    register(trt)
+    if python_free:
+        ahead_of_time.register(trt)
+    else:
+        plugin.register(trt)
     folder = cache or settings.cache_folder()
     path = settings.timing_cache_path(folder, version=str(trt.__version__), device=device)
     options = _Options(

@@ -18,8 +18,9 @@ from lpvit_engines.inputs import check_input
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.arrays import device_array
 from lpvit_engines.tensorrt.device import opened
+from lpvit_engines.tensorrt.kept import MadePlan, kept_plan
 from lpvit_engines.tensorrt.library import load_tensorrt
-from lpvit_engines.tensorrt.making import LoadedPlan, MadePlan, build_plan, kept_plan
+from lpvit_engines.tensorrt.making import LoadedPlan, build_plan
 from lpvit_engines.tensorrt.session import EventTimes
 from lpvit_engines.tensorrt.times import GroupTime, group_times, make_profiler
 

@@ -1,7 +1,6 @@
 """From a portable ONNX file to a plan with its manifest: prove each sparse layer, then build."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 import msgspec
 
 from lpvit_edge.deps import require
-from lpvit_edge.errors import DeviceMismatchError, EngineError, FileFormatError
+from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.build import Built, build, deserialized
 from lpvit_engines.tensorrt.device import OpenDevice
+from lpvit_engines.tensorrt.kept import MadePlan
 from lpvit_engines.tensorrt.library import load_tensorrt
 from lpvit_engines.tensorrt.log import Log, make_logger
 from lpvit_engines.tensorrt.onnx_copy import sparse_layers, tensorrt_copy
@@ -24,41 +24,13 @@ from lpvit_engines.tensorrt.sparsity import LayerProof, confirm, runs_dense
 from lpvit_engines.tensorrt.trials import prove
 
 
-@dataclass(frozen=True, kw_only=True)
-class MadePlan:
-    """A plan that is in memory only."""
-
-    plan: bytes
-    manifest: PlanManifest
-
-
-def kept_plan(onnx_path: Path, device: OpenDevice, *, precision: str) -> MadePlan | None:
-    """The plan beside an ONNX file; None where there is none of this very file and calibration.
-
-    Raises DeviceMismatchError for one of another device, FileFormatError for a damaged one.
-    """
-    version = str(load_tensorrt().__version__)
-    here = plan_file.device_key(device.calls, device.device, tensorrt=version)
-    calibration = read_ranges(onnx_path)[1] if precision == "int8" else None
-    found = plan_file.read(onnx_path, here, precision=precision, ranges_sha256=calibration)
-    return None if found is None else MadePlan(plan=found[0], manifest=found[1])
-
-
-def proven_plan(onnx_path: Path, device: OpenDevice, *, precision: str) -> PlanManifest | None:
-    """What is known of the plan beside an ONNX file, if its layers were compared on this device."""
-    try:
-        kept = kept_plan(onnx_path, device, precision=precision)
-    except (DeviceMismatchError, FileFormatError):
-        return None
-    return None if kept is None or kept.manifest.proofs is None else kept.manifest
-
-
 def make_plan(
     onnx_path: Path,
     device: OpenDevice,
     *,
     proven: bool,
     precision: str = plan_file.DEFAULT_PRECISION,
+    python_free: bool = False,
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> PlanManifest:
@@ -67,7 +39,13 @@ def make_plan(
     An old plan is replaced only once the new one is whole.
     """
     made = build_plan(
-        onnx_path, device, proven=proven, precision=precision, on_step=on_step, cache=cache
+        onnx_path,
+        device,
+        proven=proven,
+        precision=precision,
+        python_free=python_free,
+        on_step=on_step,
+        cache=cache,
     )
     plan_file.write(onnx_path, made.plan, made.manifest)
     return made.manifest
@@ -79,12 +57,14 @@ def build_plan(
     *,
     proven: bool,
     precision: str = plan_file.DEFAULT_PRECISION,
+    python_free: bool = False,
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> MadePlan:
     """Build the plan of an ONNX file, and write nothing.
 
-    int8 needs the ranges beside the file (ranges.py); block-sparse layers stay float16 in it.
+    int8 needs the ranges beside the file (ranges.py); block-sparse layers stay float16 in it. With
+    `python_free` the plan loads without this package, on TensorRT 10.9 and newer.
 
     With `proven` every sparse layer is first timed against its dense twin, and one that does not
     win, alone or in the whole network, is built dense; without, TensorRT decides alone and the
@@ -98,13 +78,15 @@ def build_plan(
         raise EngineError(f"{onnx_path} is not an ONNX file: {error}") from error
     ranges, ranges_sha256 = read_ranges(onnx_path) if precision == "int8" else (None, None)
     largest = None if ranges is None else ranges.largest
-    maker = _Builder(device, on_step=on_step, cache=cache, ranges=largest)
+    maker = _Builder(device, on_step=on_step, cache=cache, ranges=largest, python_free=python_free)
     patterns = sparse_layers(portable)
     proofs = tuple(maker.prove(portable, name, form) for name, form in patterns.items() if proven)
     built, confirmed = _settled(maker.whole, portable, patterns, proofs)
     manifest = _manifest(content, built, maker.key, device, confirmed)
     if patterns and not proven:
         manifest = msgspec.structs.replace(manifest, proofs=None)
+    blocks = any(form != "2:4" and _kept(name, confirmed) for name, form in patterns.items())
+    manifest = msgspec.structs.replace(manifest, python_free=python_free or not blocks)
     if largest is not None:
         half = tuple(n for n in largest if patterns.get(n, "2:4") != "2:4" and _kept(n, confirmed))
         manifest = msgspec.structs.replace(
@@ -175,9 +157,10 @@ class _Builder:
         on_step: OnStep | None,
         cache: Path | None,
         ranges: Mapping[str, float] | None,
+        python_free: bool,
     ) -> None:
         self._device, self._on_step, self._cache = device, on_step, cache
-        self._ranges = ranges
+        self._ranges, self._python_free = ranges, python_free
         version = str(load_tensorrt().__version__)
         self.key = plan_file.device_key(device.calls, device.device, tensorrt=version)
 
@@ -191,6 +174,7 @@ class _Builder:
             weak=weak,
             on_step=self._on_step,
             cache=self._cache,
+            python_free=self._python_free,
         )
 
     def whole(self, portable: Any, patterns: dict[str, str], dense: frozenset[str]) -> Built:

@@ -54,6 +54,7 @@ class PlanManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ranges_sha256: str | None = None  # of the file that it was calibrated by
     int8_layers: tuple[str, ...] = ()
     half_layers: tuple[str, ...] = ()  # float16, because their block-sparse kernel is
+    python_free: bool = False  # loads without this package; never claimed before format 2
 
 
 def device_key(calls: Calls, device: int, *, tensorrt: str) -> DeviceKey:

@@ -1,0 +1,47 @@
+"""A plan that was built, in memory or beside its ONNX file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpvit_edge.errors import DeviceMismatchError, FileFormatError
+from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt.device import OpenDevice
+from lpvit_engines.tensorrt.library import load_tensorrt
+from lpvit_engines.tensorrt.plan_file import PlanManifest
+from lpvit_engines.tensorrt.ranges import read_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadePlan:
+    """A plan that is in memory only."""
+
+    plan: bytes
+    manifest: PlanManifest
+
+
+def kept_plan(onnx_path: Path, device: OpenDevice, *, precision: str) -> MadePlan | None:
+    """The plan beside an ONNX file; None where there is none of this very file and calibration.
+
+    Raises DeviceMismatchError for one of another device, FileFormatError for a damaged one.
+    """
+    version = str(load_tensorrt().__version__)
+    here = plan_file.device_key(device.calls, device.device, tensorrt=version)
+    calibration = read_ranges(onnx_path)[1] if precision == "int8" else None
+    found = plan_file.read(onnx_path, here, precision=precision, ranges_sha256=calibration)
+    return None if found is None else MadePlan(plan=found[0], manifest=found[1])
+
+
+def proven_plan(
+    onnx_path: Path, device: OpenDevice, *, precision: str, python_free: bool
+) -> PlanManifest | None:
+    """What is known of the plan beside an ONNX file, if its layers were compared on this device.
+
+    With `python_free` one that calls Python does not count.
+    """
+    try:
+        kept = kept_plan(onnx_path, device, precision=precision)
+    except (DeviceMismatchError, FileFormatError):
+        return None
+    if kept is None or kept.manifest.proofs is None:
+        return None
+    return None if python_free and not kept.manifest.python_free else kept.manifest
