@@ -5,7 +5,10 @@ python benchmarks/line.py runs/demo --seconds 600 --out benchmarks/results/line.
 
 import argparse
 import json
+import os
+import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from lpvit_edge.bundle import open_bundle
@@ -51,7 +54,9 @@ def measure(bundle: Path, *, seconds: float, rate: float) -> dict[str, object]:
         with SequenceFile(Path(folder) / "sequence") as sequence:
             taken = sequence.taken
         lines = (Path(folder) / "verdicts.jsonl").read_text().splitlines()
-        numbers = [e["record"]["number"] for e in map(json.loads, lines) if e["kind"] == "frame"]
+        records = [e["record"] for e in map(json.loads, lines) if e["kind"] == "frame"]
+        numbers = [record["number"] for record in records]
+        reasons = Counter(r["reason"] for r in records if r["verdict"] == "safe")
     return {
         "seconds": seconds,
         "rate": rate,
@@ -59,6 +64,7 @@ def measure(bundle: Path, *, seconds: float, rate: float) -> dict[str, object]:
         "frames_without_verdict": len(set(range(1, taken + 1)) - set(numbers)),
         "verdicts_told_twice": len(numbers) - len(set(numbers)),
         "safe": summary.safe,
+        "safe_because": dict(reasons),
         "late": summary.late,
         "overflowed": summary.overflowed,
         "undelivered": undelivered,
@@ -77,7 +83,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=60.0, help="triggers per second")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    before = os.getloadavg()
     found = measure(arguments.bundle, seconds=arguments.seconds, rate=arguments.rate)
+    found = {
+        "command": "python benchmarks/line.py " + " ".join(sys.argv[1:]),
+        **found,
+        "load_average": {"before": before, "after": os.getloadavg()},
+    }
     text = json.dumps(found, indent=1) + "\n"
     if arguments.out is not None:
         arguments.out.write_text(text, encoding="utf-8")

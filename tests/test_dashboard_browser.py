@@ -10,6 +10,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from lpvit_edge.dashboard.fleet import Fleet
 from lpvit_edge.dashboard.hub import Hub
 from lpvit_edge.dashboard.power import PowerMonitor
 from lpvit_edge.dashboard.server import Dashboard, serve
@@ -153,3 +154,25 @@ def test_a_token_opens_the_page_in_the_browser(browser: Chromium) -> None:
             "document.querySelector('form').submit()"
         )
         browser.wait_for("document.getElementById('power')?.textContent === '8.00'")
+
+
+def test_other_devices_stand_in_a_strip_and_one_that_is_missing_says_so(
+    browser: Chromium, page: Dashboard
+) -> None:
+    fleet = Fleet([page.url, "http://127.0.0.1:9"])
+    with hub_of(None) as hub, serve(hub, bind="127.0.0.1:0", fleet=fleet) as first:
+        browser.messages.clear()
+        browser.show(width=390, height=844, dark=True, phone=True)
+        browser.open(first.url)
+        browser.wait_for("document.getElementById('fleet')?.textContent.includes('8.00 W')")
+        shown = browser.wait_for(
+            "(t => t.includes('does not answer') && t)"
+            "(document.getElementById('fleet').textContent)"
+        )
+        cards = browser.evaluate("document.querySelectorAll('#fleet .device').length")
+        wide = browser.evaluate("document.documentElement.scrollWidth")
+    browser.show(width=1280, height=900, dark=False)
+    assert "Test board" in shown
+    assert cards == 2
+    assert wide <= 390
+    assert browser.problems() == []
