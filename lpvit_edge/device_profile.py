@@ -7,6 +7,7 @@ import msgspec
 
 from lpvit_edge import files
 from lpvit_edge import profile as profiling
+from lpvit_edge.in_place import in_place_ms
 from lpvit_edge.job import Job
 from lpvit_edge.profile_doubts import drift_of, reasons
 from lpvit_edge.profile_partial import Partial
@@ -80,7 +81,7 @@ def _record(
     from lpvit_profilers.device import fingerprint
 
     layers = job.walk.layers
-    in_place = profiling.in_place_ms(dense_onnx, layers, engine=job.engine, threads=job.threads)
+    in_place = in_place_ms(dense_onnx, layers, engine=job.engine, threads=job.threads)
     drift = drift_of(job, gemms)
     parts_ms = networks.rest_ms + profiling.dense_layers_ms(layers, gemms)
     total = parts_ms / networks.dense.median_ms

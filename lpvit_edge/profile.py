@@ -245,28 +245,6 @@ def dense_layers_ms(layers: tuple[LayerShape, ...], gemms: tuple[GemmCost, ...])
     return sum(cost[_shape_key(layer), "dense", 0.0] for layer in layers)
 
 
-def in_place_ms(
-    dense: Path, layers: tuple[LayerShape, ...], *, engine: str, threads: int
-) -> dict[str, float]:
-    """Time of each layer inside the running dense network, where the engine can tell.
-
-    The layer's bias and its GELU, which the engine fuses, are in it.
-    """
-    if engine != "openvino":
-        return {}
-    from lpvit_engines import load_engine
-    from lpvit_engines.openvino_times import node_times
-
-    with load_engine(engine, dense, threads=threads) as loaded:
-        x = random_input(loaded)
-    found = dict.fromkeys((layer.name for layer in layers), 0.0)
-    for node in node_times(dense, x, threads=threads, runs=50):
-        owners = {name.rpartition("/")[0] for name in node.originals} & found.keys()
-        for owner in owners:
-            found[owner] += node.median_ms
-    return {name: ms for name, ms in found.items() if ms > 0.0}
-
-
 def rank_correlation(
     in_place: Mapping[str, float], layers: tuple[LayerShape, ...], gemms: tuple[GemmCost, ...]
 ) -> float | None:

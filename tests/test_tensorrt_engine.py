@@ -4,6 +4,7 @@ failure."""
 import ctypes
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -435,3 +436,27 @@ def test_an_old_tensorrt_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setitem(sys.modules, "tensorrt", old)
     with pytest.raises(EnvironmentUnfitError, match=r"TensorRT 8\.6\.2 is too old"):
         TensorRtEngine(write_plan(tmp_path))
+
+
+def test_a_profile_takes_times_of_layers_alone_and_names_those_that_share_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lpvit_edge.in_place import in_place_ms
+    from lpvit_edge.records import LayerShape
+    from lpvit_engines.tensorrt.times import GroupTime
+
+    times = [("fc1", 0.5), ("fc1", 0.25), ("fc2 qkv", 0.75), ("qkv", 0.125), ("", 9.0)]
+    groups = tuple(
+        GroupTime(originals=(names,), layers=tuple(names.split()), median_ms=ms, kernel="k")
+        for names, ms in times
+    )
+    loaded = nullcontext(SimpleNamespace(layer_times=lambda names, runs: groups))
+    monkeypatch.setattr("lpvit_engines.load_engine", lambda *_: loaded)
+    layers = tuple(
+        LayerShape(name=name, tokens=5, in_features=8, out_features=8)
+        for name in ("fc1", "fc2", "qkv", "proj")
+    )
+    found = in_place_ms(tmp_path, layers, engine="tensorrt", threads=1)
+    assert found == {"fc1": 0.75}
+    assert "one kernel, whose time is not divided: fc2 + qkv (0.750 ms)" in capsys.readouterr().err
+    assert in_place_ms(tmp_path, layers, engine="fake", threads=1) == {}
