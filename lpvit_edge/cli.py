@@ -175,11 +175,18 @@ def build(
     """Export model.onnx, hold it against torch, compile it here: export.json, manifest.json.
 
     model.onnx itself stays float32. `lpvit check` and `lpvit run` take the precision built here.
-    TensorRT's int8 is calibrated on 256 of the calibration images: model.int8.json.
+    TensorRT's int8 is calibrated on 256 of the calibration images: model.int8.json. Where there is
+    no torch, give TensorRT the exported file itself: lpvit build model.onnx --engine tensorrt.
 
     Example: lpvit build examples/factory_line/model.toml --out runs/demo --precision bf16
     """
     distributed.refuse_many("build")
+    if Path(model).suffix == ".onnx":
+        from lpvit_edge.tensorrt_build import build_file
+
+        file = Path(model)
+        print(build_file(file, engine=engine, precision=precision, python_free=python_free))
+        return
     from lpvit_edge import files, int8, steps
     from lpvit_edge.records import Allocation
 

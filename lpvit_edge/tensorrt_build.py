@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from lpvit_edge.errors import EngineError, UnknownOptionError
 from lpvit_edge.progress import say
 
 if TYPE_CHECKING:
@@ -33,6 +34,29 @@ def build_proven(
         manifest = _made(onnx, device, precision=precision, python_free=python_free)
     show(manifest)
     return manifest
+
+
+def build_file(onnx: Path, *, engine: str, precision: str, python_free: bool) -> str:
+    """Build the plan of an ONNX file alone, as on a device without torch; what to say of it.
+
+    Raises UnknownOptionError for engines that compile when they load a file, and EngineError for
+    int8 without the model.int8.json that a calibrated run left.
+    """
+    from lpvit_engines import resolve_precision
+    from lpvit_engines.tensorrt.plan_file import plan_path
+
+    if engine != "tensorrt":
+        raise UnknownOptionError(
+            f"the engine {engine} compiles {onnx.name} whenever it loads it, there is nothing to "
+            "build; give the model's TOML file to make a bundle, or --engine tensorrt"
+        )
+    if not onnx.is_file():
+        raise EngineError(f"no model file {onnx}. Give the path of an existing .onnx file")
+    chosen = resolve_precision(engine, precision)
+    manifest = build_proven(onnx, precision=chosen, python_free=python_free)
+    kept = sum(proof.kept for proof in manifest.proofs or ())
+    sparse = f"{kept} of {len(manifest.proofs or ())} sparse layers run sparse"
+    return f"{plan_path(onnx, manifest.plan_sha256, chosen)}: {chosen}, {sparse}"
 
 
 def _made(onnx: Path, device: "OpenDevice", **given: Any) -> "PlanManifest":

@@ -14,7 +14,12 @@ from lpvit_edge import optimize as main_job
 from lpvit_edge.bundle import open_bundle
 from lpvit_edge.cli import app
 from lpvit_edge.device_profile import profile_device
-from lpvit_edge.errors import MismatchError, MissingDependencyError
+from lpvit_edge.errors import (
+    EngineError,
+    MismatchError,
+    MissingDependencyError,
+    UnknownOptionError,
+)
 from lpvit_edge.proof import proven_engine
 from lpvit_edge.records import Allocation, Choice, ExportLog, Manifest
 from lpvit_engines.tensorrt import plan_file
@@ -126,6 +131,31 @@ def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
     job.path("model.int8.json").write_text("{}")
     with pytest.raises(MismatchError, match=r"model\.int8\.json: its content changed"):
         open_bundle(job.folder)
+
+
+def test_a_device_without_torch_builds_the_exported_file(trt: Any, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tests.test_tensorrt_int8 import calibrated, two_four_layer
+
+    path = calibrated(tmp_path, two_four_layer())
+    for precision in ("fp16", "int8"):
+        given = ["build", str(path), "--engine", "tensorrt", "--precision", precision]
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 0, result.exception
+        name = plan_file.DEFAULT_PRECISION if precision == "fp16" else precision
+        plan = plan_file.read_manifest(plan_file.manifest_path(path, name))
+        said = plan_file.plan_path(path, plan.plan_sha256, name)
+        assert f"{said}: {name}, " in result.stdout.replace("\n", "")
+        assert "of 1 sparse layers run sparse" in result.stdout
+    for engine, error, words in (
+        ("openvino", UnknownOptionError, "compiles model.onnx whenever it loads it"),
+        ("tensorrt", EngineError, "no model file"),
+    ):
+        file = path if engine == "openvino" else tmp_path / "absent.onnx"
+        result = CliRunner().invoke(app, ["build", str(file), "--engine", engine])
+        assert isinstance(result.exception, error)
+        assert words in str(result.exception)
 
 
 @pytest.mark.skipif("tensorrt" in sys.modules, reason="TensorRT is here")
