@@ -13,31 +13,33 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 
 from benchmarks import gpu_contestants as contestants
 from benchmarks.gpu_contestants import Contestant, Problem
 from benchmarks.gpu_goals import kernel_goals
+from benchmarks.gpu_machine import gpu_machine
+from benchmarks.gpu_output import collected, ended, save, without, writable
 from benchmarks.gpu_records import KernelRow, KernelTable
 from benchmarks.gpu_rounds import (
     ROUNDS,
     WRONG,
     Entry,
+    Probe,
     Refused,
     Result,
     entered,
+    excuse,
     gain,
+    nothing,
     race,
-    reason_of,
     refusals,
     spread,
 )
 from benchmarks.gpu_tables import KERNEL_HEAD, goal_line, kernel_line
-from benchmarks.gpu_timing import Capture, Roofline, capture, measured_roofline
+from benchmarks.gpu_timing import Capture, Roofline, capture, measured_roofline, probe
 from lpvit_engines.cuda.manifest import DType
 
 TOKENS = 197
@@ -98,19 +100,25 @@ def bench(
     batch: int,
     roofline: Roofline,
     capture: Capture = capture,
+    probe: Probe = probe,
     rounds: int = ROUNDS,
 ) -> list[KernelRow]:
     """One row for every contestant, all captured first and then measured in turns. A library that
-    refuses the layer gives a reason instead of a time."""
+    refuses the layer gives a reason instead of a time; one that loses the device DeviceLostError.
+    """
     tolerance = TOLERANCE[given.dtype]
-    made: dict[str, Contestant | Refused] = {n: made_of(e, given) for n, e in entrants.items()}
+    made: dict[str, Contestant | Refused] = {
+        name: made_of(name, enter, given, probe=probe) for name, enter in entrants.items()
+    }
     entries: dict[str, Entry | Refused] = {
         name: found
         if isinstance(found, Refused)
-        else entered(partial(ready, found, given, capture=capture), tolerance=tolerance)
+        else entered(
+            name, partial(ready, found, given, capture=capture), tolerance=tolerance, probe=probe
+        )
         for name, found in made.items()
     }
-    results = race(entries, rounds=rounds, tolerance=tolerance)
+    results = race(entries, rounds=rounds, tolerance=tolerance, probe=probe)
     return [
         row_of(
             name,
@@ -125,11 +133,15 @@ def bench(
     ]
 
 
-def made_of(enter: Enter, given: Problem) -> Contestant | Refused:
+def made_of(
+    name: str, enter: Enter, given: Problem, *, probe: Probe = nothing
+) -> Contestant | Refused:
     try:
-        return enter(given)
+        made = enter(given)
+        probe()  # what its tensors' kernels did wrong would else be found at the next contestant
     except refusals() as refused:
-        return Refused(reason=reason_of(refused))
+        return Refused(reason=excuse(name, refused, probe))
+    return made
 
 
 def ready(contestant: Contestant, given: Problem, *, capture: Capture) -> Entry | Refused:
@@ -199,25 +211,25 @@ def floor_us(contestant: Contestant, given: Problem, *, roofline: Roofline) -> f
 
 
 def bench_all(
-    models: str, batches: str, *, dtype: DType, roofline: Roofline, rounds: int, l2_bytes: int
-) -> Iterator[KernelRow]:
-    """Every layer of the models at every batch, printed as it is measured."""
-    for model in models.split(","):
-        for batch in map(int, batches.split(",")):
+    chosen: argparse.Namespace, *, roofline: Roofline, l2_bytes: int
+) -> Iterator[list[KernelRow]]:
+    """The rows of every layer of the models at every batch, printed as they are measured."""
+    for model in chosen.models.split(","):
+        for batch in map(int, chosen.batches.split(",")):
             for name in LAYERS:
                 layer = f"{model} {name}"
-                given = layer_problem(layer, batch=batch, dtype=dtype, l2_bytes=l2_bytes)
-                print(f"\n{layer}, batch {batch}, {rounds} rounds in turns\n{KERNEL_HEAD}")
-                for row in bench(
-                    given, dict(entrants()), layer=layer, batch=batch, roofline=roofline,
-                    rounds=rounds,
-                ):  # fmt: skip
-                    print(kernel_line(row), flush=True)
-                    yield row
+                given = layer_problem(layer, batch=batch, dtype=chosen.dtype, l2_bytes=l2_bytes)
+                print(f"\n{layer}, batch {batch}, {chosen.rounds} rounds in turns\n{KERNEL_HEAD}")
+                rows = bench(
+                    given, without(dict(entrants()), chosen.skip), layer=layer, batch=batch,
+                    roofline=roofline, rounds=chosen.rounds,
+                )  # fmt: skip
+                print(*map(kernel_line, rows), sep="\n", flush=True)
+                yield rows
                 torch.cuda.empty_cache()
 
 
-def main() -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Compare block-sparse GPU kernels with dense and 2:4."
     )
@@ -225,8 +237,19 @@ def main() -> int:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--dtype", default="float16", choices=list(TOLERANCE))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="leave out contestants with this in their name, such as one that loses the device",
+    )
+    parser.add_argument("--json", type=writable)
+    return parser
+
+
+def main() -> int:
+    chosen = arguments().parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: this benchmark measures, it does not estimate", file=sys.stderr)
         return 3
@@ -236,30 +259,33 @@ def main() -> int:
         f"{torch.cuda.get_device_name()}: {roofline.flops_per_s / 1e12:.0f} TFLOP/s "
         f"{chosen.dtype}, {roofline.bytes_per_s / 1e9:.0f} GB/s, both measured"
     )
-    rows = tuple(
-        bench_all(
-            chosen.models, chosen.batches, dtype=chosen.dtype, roofline=roofline,
-            rounds=chosen.rounds, l2_bytes=l2_bytes,
+    # Asked for now: a device that was lost on the way answers no questions.
+    device, cuda = torch.cuda.get_device_name(), str(torch.version.cuda)
+    machine = gpu_machine()
+
+    def write(rows: tuple[KernelRow, ...], unfinished: str | None) -> None:
+        table = KernelTable(
+            command=" ".join(["python -m benchmarks.gpu_kernels", *sys.argv[1:]]),
+            device=device,
+            machine=machine,
+            torch=torch.__version__,
+            cuda=cuda,
+            dtype=chosen.dtype,
+            rounds=chosen.rounds,
+            peak_tflops=roofline.flops_per_s / 1e12,
+            bandwidth_gb_s=roofline.bytes_per_s / 1e9,
+            l2_mib=l2_bytes / 2**20,
+            rows=rows,
+            goals=kernel_goals(rows) if chosen.dtype == "float16" else (),
+            unfinished=unfinished,
         )
-    )  # fmt: skip
-    goals = kernel_goals(rows) if chosen.dtype == "float16" else ()
-    print("", *map(goal_line, goals), sep="\n")
-    table = KernelTable(
-        command=" ".join(["python -m benchmarks.gpu_kernels", *sys.argv[1:]]),
-        device=torch.cuda.get_device_name(),
-        torch=torch.__version__,
-        cuda=str(torch.version.cuda),
-        dtype=chosen.dtype,
-        rounds=chosen.rounds,
-        peak_tflops=roofline.flops_per_s / 1e12,
-        bandwidth_gb_s=roofline.bytes_per_s / 1e9,
-        l2_mib=l2_bytes / 2**20,
-        rows=rows,
-        goals=goals,
-    )
-    if chosen.json:
-        chosen.json.write_bytes(msgspec.json.encode(table))
-    return 0
+        save(table, chosen.json)
+
+    parts = bench_all(chosen, roofline=roofline, l2_bytes=l2_bytes)
+    rows, unfinished = collected(parts, write=write)
+    if chosen.dtype == "float16":
+        print("", *map(goal_line, kernel_goals(rows)), sep="\n")
+    return ended(unfinished)
 
 
 if __name__ == "__main__":

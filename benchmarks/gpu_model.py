@@ -14,18 +14,29 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import timm
 import torch
 
 from benchmarks.gpu_contestants import DTYPES
 from benchmarks.gpu_goals import model_goals
+from benchmarks.gpu_machine import gpu_machine
 from benchmarks.gpu_model_entrants import DENSE, Entrant, entrants, linears
+from benchmarks.gpu_output import collected, ended, save, without, writable
 from benchmarks.gpu_records import ModelRow, ModelTable
-from benchmarks.gpu_rounds import ROUNDS, WRONG, Entry, Refused, Result, entered, gain, race, spread
+from benchmarks.gpu_rounds import (
+    ROUNDS,
+    WRONG,
+    Entry,
+    Probe,
+    Refused,
+    Result,
+    entered,
+    gain,
+    race,
+    spread,
+)
 from benchmarks.gpu_tables import MODEL_HEAD, goal_line, model_lines
 from benchmarks.gpu_timing import (
     Capture,
@@ -35,6 +46,7 @@ from benchmarks.gpu_timing import (
     capture,
     energy_meter,
     measured_roofline,
+    probe,
 )
 from lpvit_engines.cuda.manifest import DType
 
@@ -54,11 +66,13 @@ def bench(
     roofline: Roofline,
     meter: EnergyMeter,
     capture: Capture = capture,
+    probe: Probe = probe,
     rounds: int = ROUNDS,
     energy_rounds: int = ENERGY_ROUNDS,
 ) -> list[ModelRow]:
     """One row for every model, all captured first, then measured in turns, time before energy. What
-    a library refuses, and a wrong result, give a reason instead of a time."""
+    a library refuses, and a wrong result, give a reason instead of a time; a lost device raises
+    DeviceLostError."""
     graphs: dict[str, Captured] = {}
     entries: dict[str, Entry | Refused] = {}
     for name, entrant in entrants.items():
@@ -66,13 +80,14 @@ def bench(
             ready, name, entrant, images, make=make, tolerance=tolerance, capture=capture,
             graphs=graphs,
         )  # fmt: skip
-        entries[name] = entered(prepare, tolerance=tolerance)
-    timed = race(entries, rounds=rounds, tolerance=tolerance)
+        entries[name] = entered(name, prepare, tolerance=tolerance, probe=probe)
+    timed = race(entries, rounds=rounds, tolerance=tolerance, probe=probe)
     spent = race(
         {name: energy_entry(name, entries[name], timed[name], graphs, meter) for name in entrants},
         rounds=energy_rounds,
         tolerance=tolerance,
         openings=0,  # a window begins by itself with work that does not count
+        probe=probe,
     )
     dense = make()
     return [
@@ -176,30 +191,43 @@ def deit_b(*, dtype: DType, device: str = "cuda") -> Any:
 
 
 def bench_all(
-    batches: str, *, dtype: DType, roofline: Roofline, rounds: int, meter: EnergyMeter
-) -> Iterator[ModelRow]:
-    """Every batch, printed as it is measured."""
-    for batch in map(int, batches.split(",")):
-        images = torch.randn(batch, 3, 224, 224).to("cuda", DTYPES[dtype])
-        print(f"\nDeiT-B, batch {batch}, {rounds} rounds in turns\n{MODEL_HEAD}", flush=True)
-        for row in bench(
-            entrants(), images, make=partial(deit_b, dtype=dtype), tolerance=TOLERANCE[dtype],
-            roofline=roofline, meter=meter, rounds=rounds,
-        ):  # fmt: skip
-            print(model_lines(row), flush=True)
-            yield row
+    chosen: argparse.Namespace, *, roofline: Roofline, meter: EnergyMeter
+) -> Iterator[list[ModelRow]]:
+    """The rows of every batch, printed as they are measured."""
+    dtype: DType = chosen.dtype
+    for batch in map(int, chosen.batches.split(",")):
+        make = torch.Generator().manual_seed(batch)
+        images = torch.randn(batch, 3, 224, 224, generator=make).to("cuda", DTYPES[dtype])
+        print(f"\nDeiT-B, batch {batch}, {chosen.rounds} rounds in turns\n{MODEL_HEAD}", flush=True)
+        rows = bench(
+            without(entrants(), chosen.skip), images, make=partial(deit_b, dtype=dtype),
+            tolerance=TOLERANCE[dtype], roofline=roofline, meter=meter, rounds=chosen.rounds,
+        )  # fmt: skip
+        print(*map(model_lines, rows), sep="\n", flush=True)
+        yield rows
         torch.cuda.empty_cache()
 
 
-def main() -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Compare a whole DeiT-B dense, 2:4 and block-sparse."
     )
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--dtype", default="float16", choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="leave out contestants with this in their name, such as one that loses the device",
+    )
+    parser.add_argument("--json", type=writable)
+    return parser
+
+
+def main() -> int:
+    chosen = arguments().parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: this benchmark measures, it does not estimate", file=sys.stderr)
         return 3
@@ -208,33 +236,35 @@ def main() -> int:
         f"{torch.cuda.get_device_name()}: {roofline.flops_per_s / 1e12:.0f} TFLOP/s "
         f"{chosen.dtype}, {roofline.bytes_per_s / 1e9:.0f} GB/s, both measured"
     )
+    # Asked for now: a device that was lost on the way answers no questions.
+    device, machine = torch.cuda.get_device_name(), gpu_machine()
     with energy_meter(window_s=ENERGY_WINDOW_S) as meter:
-        rows = tuple(
-            bench_all(
-                chosen.batches, dtype=chosen.dtype, roofline=roofline, rounds=chosen.rounds,
-                meter=meter,
+
+        def write(rows: tuple[ModelRow, ...], unfinished: str | None) -> None:
+            table = ModelTable(
+                command=" ".join(["python -m benchmarks.gpu_model", *sys.argv[1:]]),
+                device=device,
+                machine=machine,
+                torch=torch.__version__,
+                dtype=chosen.dtype,
+                rounds=chosen.rounds,
+                energy_rounds=ENERGY_ROUNDS,
+                energy_window_s=ENERGY_WINDOW_S,
+                energy_source=meter.source,
+                energy_notes=tuple(sorted(meter.notes)),
+                peak_tflops=roofline.flops_per_s / 1e12,
+                bandwidth_gb_s=roofline.bytes_per_s / 1e9,
+                rows=rows,
+                goals=model_goals(rows) if chosen.dtype == "float16" else (),
+                unfinished=unfinished,
             )
-        )  # fmt: skip
-    goals = model_goals(rows) if chosen.dtype == "float16" else ()
-    print("", *map(goal_line, goals), sep="\n")
-    table = ModelTable(
-        command=" ".join(["python -m benchmarks.gpu_model", *sys.argv[1:]]),
-        device=torch.cuda.get_device_name(),
-        torch=torch.__version__,
-        dtype=chosen.dtype,
-        rounds=chosen.rounds,
-        energy_rounds=ENERGY_ROUNDS,
-        energy_window_s=ENERGY_WINDOW_S,
-        energy_source=meter.source,
-        energy_notes=tuple(sorted(meter.notes)),
-        peak_tflops=roofline.flops_per_s / 1e12,
-        bandwidth_gb_s=roofline.bytes_per_s / 1e9,
-        rows=rows,
-        goals=goals,
-    )
-    if chosen.json:
-        chosen.json.write_bytes(msgspec.json.encode(table))
-    return 0
+            save(table, chosen.json)
+
+        parts = bench_all(chosen, roofline=roofline, meter=meter)
+        rows, unfinished = collected(parts, write=write)
+    if chosen.dtype == "float16":
+        print("", *map(goal_line, model_goals(rows)), sep="\n")
+    return ended(unfinished)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,19 @@ import msgspec
 from benchmarks.gpu_rounds import Spread
 
 
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides the numbers beside the device's name, as it was at the start of the run. What
+    the device does not tell is None, and reasons say why."""
+
+    driver: str | None
+    triton: str | None
+    power_limit_w: float | None
+    sm_clock_max_mhz: int | None
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    reasons: tuple[str, ...]
+
+
 class KernelRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One contestant on one layer.
 
@@ -42,12 +55,13 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class KernelTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All rows of one run, and what they depend on."""
+    """All rows of one run, and what they depend on; unfinished says why there are no more."""
 
     kind: Literal["gpu_kernels"] = "gpu_kernels"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     command: str
     device: str
+    machine: Machine
     torch: str
     cuda: str
     dtype: str
@@ -57,6 +71,7 @@ class KernelTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     l2_mib: float
     rows: tuple[KernelRow, ...]
     goals: tuple[Goal, ...]
+    unfinished: str | None
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,12 +97,14 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ModelTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All rows of one run, and what they depend on. energy_notes are the sensor's reservations."""
+    """All rows of one run, and what they depend on. energy_notes are the sensor's reservations;
+    unfinished says why there are no more rows."""
 
     kind: Literal["gpu_model"] = "gpu_model"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     command: str
     device: str
+    machine: Machine
     torch: str
     dtype: str
     rounds: int
@@ -99,6 +116,7 @@ class ModelTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     bandwidth_gb_s: float
     rows: tuple[ModelRow, ...]
     goals: tuple[Goal, ...]
+    unfinished: str | None
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,18 +166,19 @@ class TuneRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class TuneTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the tuning writes."""
+    """What the tuning writes; unfinished says why there are no more rows."""
 
     kind: Literal["gpu_tune"] = "gpu_tune"
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     command: str
     device: str
+    machine: Machine
     multiprocessors: int
     torch: str
-    triton: str
     dtype: str
     rounds: int
     sieve_rounds: int
     peak_tflops: float
     bandwidth_gb_s: float
     rows: tuple[TuneRow, ...]
+    unfinished: str | None

@@ -36,11 +36,15 @@ class Roofline:
 @dataclass(frozen=True, kw_only=True)
 class Captured:
     """A graph of several launches: result is what the last of them writes at every replay, and
-    sample_us measures one replay, in microseconds per launch."""
+    sample_us measures one replay, in microseconds per launch.
+
+    A graph holds addresses, not tensors: run is here to keep alive what the launches read.
+    """
 
     replay: Callable[[], None]
     sample_us: Sample
     result: Any
+    run: Run
 
 
 Capture = Callable[..., Captured]  # capture, or a fake of it
@@ -66,7 +70,14 @@ def capture(run: Run, *, copies: int) -> Captured:
         graph.replay()
         torch.cuda.synchronize()
 
-    return Captured(replay=replay, sample_us=sample_us, result=result)
+    return Captured(replay=replay, sample_us=sample_us, result=result, run=run)
+
+
+def probe() -> None:
+    """Raises where the device, or the allocator behind a failed capture, is lost for this process:
+    CUDA answers every call after an illegal address with that error."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
 
 
 def _graph_of(run: Run, *, copies: int) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -76,10 +87,13 @@ def _graph_of(run: Run, *, copies: int) -> tuple[torch.cuda.CUDAGraph, Any]:
         for i in range(min(copies, 3)):
             run(i)
     torch.cuda.current_stream().wait_stream(side)
-    graph, result = torch.cuda.CUDAGraph(), None
-    with torch.cuda.graph(graph):
-        for i in range(copies):
-            result = run(i)
+    graph, result, stream = torch.cuda.CUDAGraph(), None, torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for i in range(copies):
+                result = run(i)
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream behind
     graph.replay()
     torch.cuda.synchronize()
     return graph, result

@@ -16,9 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 
-import msgspec
 import torch
 
 from benchmarks.gpu_contestants import (
@@ -31,11 +29,14 @@ from benchmarks.gpu_contestants import (
     shipped,
 )
 from benchmarks.gpu_kernels import BLOCKS, DENSE, LAYERS, TOLERANCE, Enter, bench, layer_problem
+from benchmarks.gpu_machine import gpu_machine
+from benchmarks.gpu_output import collected, ended, save, writable
 from benchmarks.gpu_records import KernelRow, Setting, Trial, TuneRow, TuneTable
-from benchmarks.gpu_rounds import ROUNDS, Spread, gain
+from benchmarks.gpu_rounds import ROUNDS, Probe, Spread, gain
 from benchmarks.gpu_settings import grid_settings, launch, schedules_of
 from benchmarks.gpu_tables import TUNE_HEAD, tune_line
-from benchmarks.gpu_timing import Capture, Roofline, capture, measured_roofline
+from benchmarks.gpu_timing import Capture, Roofline, capture, measured_roofline, probe
+from lpvit_edge.deps import require
 
 SIEVE_ROUNDS = 7
 Block = tuple[int, int]
@@ -62,11 +63,14 @@ def tune(
     roofline: Roofline,
     blocks: tuple[Block, ...] = BLOCKS,
     capture: Capture = capture,
+    probe: Probe = probe,
     make: Make = tuned,
     rounds: int = ROUNDS,
 ) -> list[TuneRow]:
     """One row for every block shape that can be packed for this layer."""
-    race = partial(bench, given, layer=layer, batch=batch, roofline=roofline, capture=capture)
+    race = partial(
+        bench, given, layer=layer, batch=batch, roofline=roofline, capture=capture, probe=probe
+    )
     finalists: dict[str, Enter] = {DENSE: dense}
     trials: dict[Block, list[Trial]] = {}
     chosen: dict[Block, Setting | None] = {}
@@ -178,8 +182,8 @@ def text(block: Block) -> str:
     return f"{block[0]}x{block[1]}"
 
 
-def tune_all(chosen: argparse.Namespace, *, roofline: Roofline) -> Iterator[TuneRow]:
-    """Every layer of the models at every batch, printed as it is measured."""
+def tune_all(chosen: argparse.Namespace, *, roofline: Roofline) -> Iterator[list[TuneRow]]:
+    """The rows of every layer, batch and density, printed as they are measured."""
     blocks = tuple(parsed_block(name) for name in chosen.blocks.split(","))
     l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
     for model in chosen.models.split(","):
@@ -188,12 +192,12 @@ def tune_all(chosen: argparse.Namespace, *, roofline: Roofline) -> Iterator[Tune
                 given = layer_problem(layer, batch=batch, dtype=chosen.dtype, l2_bytes=l2_bytes)
                 for density in map(float, chosen.densities.split(",")):
                     print(f"\n{layer}, batch {batch}, density {density}\n{TUNE_HEAD}", flush=True)
-                    for row in tune(
+                    rows = tune(
                         given, layer=layer, batch=batch, density=density, roofline=roofline,
                         blocks=blocks, rounds=chosen.rounds,
-                    ):  # fmt: skip
-                        print(tune_line(row), flush=True)
-                        yield row
+                    )  # fmt: skip
+                    print(*map(tune_line, rows), sep="\n", flush=True)
+                    yield rows
                     torch.cuda.empty_cache()
 
 
@@ -210,30 +214,36 @@ def main() -> int:
     parser.add_argument("--densities", default="0.5,0.3")
     parser.add_argument("--dtype", default="float16", choices=list(TOLERANCE))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=writable)
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: this benchmark measures, it does not estimate", file=sys.stderr)
         return 3
-    import triton
-
+    require("triton")
     roofline = measured_roofline(dtype=DTYPES[chosen.dtype])
-    table = TuneTable(
-        command=" ".join(["python -m benchmarks.gpu_tune", *sys.argv[1:]]),
-        device=torch.cuda.get_device_name(),
-        multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count,
-        torch=torch.__version__,
-        triton=triton.__version__,
-        dtype=chosen.dtype,
-        rounds=chosen.rounds,
-        sieve_rounds=SIEVE_ROUNDS,
-        peak_tflops=roofline.flops_per_s / 1e12,
-        bandwidth_gb_s=roofline.bytes_per_s / 1e9,
-        rows=tuple(tune_all(chosen, roofline=roofline)),
-    )
-    if chosen.json:
-        chosen.json.write_bytes(msgspec.json.encode(table))
-    return 0
+    # Asked for now: a device that was lost on the way answers no questions.
+    device, machine = torch.cuda.get_device_name(), gpu_machine()
+    cores = torch.cuda.get_device_properties(0).multi_processor_count
+
+    def write(rows: tuple[TuneRow, ...], unfinished: str | None) -> None:
+        table = TuneTable(
+            command=" ".join(["python -m benchmarks.gpu_tune", *sys.argv[1:]]),
+            device=device,
+            machine=machine,
+            multiprocessors=cores,
+            torch=torch.__version__,
+            dtype=chosen.dtype,
+            rounds=chosen.rounds,
+            sieve_rounds=SIEVE_ROUNDS,
+            peak_tflops=roofline.flops_per_s / 1e12,
+            bandwidth_gb_s=roofline.bytes_per_s / 1e9,
+            rows=rows,
+            unfinished=unfinished,
+        )
+        save(table, chosen.json)
+
+    _, unfinished = collected(tune_all(chosen, roofline=roofline), write=write)
+    return ended(unfinished)
 
 
 if __name__ == "__main__":

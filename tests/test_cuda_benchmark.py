@@ -20,8 +20,9 @@ from benchmarks.gpu_contestants import (
     problem,
     torch_bsr,
 )
+from benchmarks.gpu_machine import silent
 from benchmarks.gpu_records import KernelRow, KernelTable
-from benchmarks.gpu_rounds import WRONG, Spread
+from benchmarks.gpu_rounds import WRONG, DeviceLostError, Spread, nothing
 from benchmarks.gpu_timing import Roofline
 from tests.cuda.fake_graphs import FakeGraphs
 
@@ -48,6 +49,7 @@ def measured(
         batch=1,
         roofline=ROOFLINE,
         capture=graphs.capture,
+        probe=nothing,
         rounds=rounds,
     )
     return {row.kernel: row for row in rows}
@@ -148,6 +150,25 @@ def test_a_library_that_refuses_is_reported_and_the_others_go_on(where: str) -> 
     assert len(rows[gpu_kernels.DENSE].rounds_us) == len(rows[OURS].rounds_us) == 4
 
 
+def test_a_contestant_that_loses_the_device_ends_the_layer_and_is_the_one_named() -> None:
+    lost = False
+
+    def enter(given: Problem) -> Contestant:
+        nonlocal lost
+        lost = True
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def probe() -> None:
+        if lost:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(DeviceLostError, match=r"lost at faulty \(RuntimeError: an illegal"):
+        gpu_kernels.bench(
+            small(), {gpu_kernels.DENSE: dense, "faulty": enter, OURS: enter_ours}, layer="B qkv",
+            batch=1, roofline=ROOFLINE, capture=FakeGraphs().capture, probe=probe, rounds=2,
+        )  # fmt: skip
+
+
 def test_without_a_dense_time_there_is_no_gain_over_it() -> None:
     def refuse(given: Problem) -> Contestant:
         raise RuntimeError("no cuBLAS")
@@ -205,14 +226,15 @@ def test_torchs_kernel_gets_its_tokens_padded_and_its_result_turned_round(
 
 def test_a_written_table_is_read_back_whole(tmp_path: Path) -> None:
     table = KernelTable(
-        command="a command", device="none", torch="2", cuda="12", dtype="float16", rounds=4,
+        command="a command", device="none", machine=silent("no NVML"), unfinished=None,
+        torch="2", cuda="12", dtype="float16", rounds=4,
         peak_tflops=1.0, bandwidth_gb_s=1.0, l2_mib=50.0,
         rows=tuple(measured(FakeGraphs()).values()), goals=(),
     )  # fmt: skip
     path = tmp_path / "table.json"
     path.write_bytes(msgspec.json.encode(table))
     assert msgspec.json.decode(path.read_bytes(), type=KernelTable) == table
-    assert b'"format":2' in path.read_bytes()
+    assert b'"format":3' in path.read_bytes()
 
 
 @pytest.mark.parametrize("width", gpu_kernels.WIDTHS.values())

@@ -1,15 +1,17 @@
 """What the GPU benchmarks ask torch.cuda for, with a torch.cuda that only takes notes."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="the benchmark captures torch's graphs")
 
-from benchmarks.gpu_timing import capture  # noqa: E402
+from benchmarks.gpu_timing import Captured, capture  # noqa: E402
 
 ELAPSED_MS = 2.0
 
@@ -43,9 +45,15 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         noted.append("captured")
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
+
+    def set_stream(chosen: Any) -> None:
+        assert chosen is stream
+        noted.append("the stream from before")
+
     for name, fake in {
         "Event": Event, "CUDAGraph": Graph, "graph": capturing, "Stream": lambda: stream,
         "current_stream": lambda: stream, "stream": lambda chosen: nullcontext(),
+        "set_stream": set_stream,
         "synchronize": lambda: noted.append("synchronize"),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, fake)
@@ -60,7 +68,7 @@ def test_a_run_is_warmed_up_before_it_is_captured_over_every_copy(notes: list[st
     made = capture(run, copies=4)
     assert notes == [
         "run 0", "run 1", "run 2", "capture", "run 0", "run 1", "run 2", "run 3", "captured",
-        "replay", "synchronize",
+        "the stream from before", "replay", "synchronize",
     ]  # fmt: skip
     assert made.result == 3  # what the last launch of the graph writes
 
@@ -85,3 +93,23 @@ def test_a_run_that_cannot_be_captured_raises_what_it_raised(notes: list[str]) -
 
     with pytest.raises(RuntimeError, match="not permitted"):
         capture(run, copies=2)
+    assert notes[-1] == "the stream from before"
+
+
+def test_what_a_run_reads_lives_as_long_as_its_graph(notes: list[str]) -> None:
+    """A graph holds addresses: weights that are freed would be read all the same."""
+
+    class Weights:
+        pass
+
+    def captured() -> tuple[Captured, "ref[Weights]"]:
+        weights = Weights()
+        return capture(lambda i: id(weights), copies=2), ref(weights)
+
+    made, weights = captured()
+    gc.collect()
+    assert weights() is not None
+    made.sample_us()
+    del made
+    gc.collect()
+    assert weights() is None

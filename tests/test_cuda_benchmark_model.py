@@ -11,7 +11,7 @@ timm = pytest.importorskip("timm", reason="the benchmark builds a timm model")
 
 from benchmarks import gpu_model, gpu_model_entrants  # noqa: E402
 from benchmarks.gpu_records import ModelRow  # noqa: E402
-from benchmarks.gpu_rounds import WRONG, Spread  # noqa: E402
+from benchmarks.gpu_rounds import WRONG, Spread, nothing  # noqa: E402
 from benchmarks.gpu_timing import (  # noqa: E402
     EnergyMeter,
     Roofline,
@@ -57,6 +57,7 @@ def measured_models(
         roofline=ROOFLINE,
         meter=meter or no_meter("no counter"),
         capture=(graphs or FakeGraphs(6000.0, 5000.0)).capture,
+        probe=nothing,
         rounds=3,
         energy_rounds=2,
     )

@@ -1,13 +1,13 @@
 """How the GPU benchmarks take turns and what they make of the rounds: no GPU, no torch, no time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from benchmarks.gpu_goals import kernel_goals, model_goals
-from benchmarks.gpu_records import KernelRow, ModelRow
 from benchmarks.gpu_rounds import (
     WRONG,
+    DeviceLostError,
     Entry,
     Refused,
     Spread,
@@ -18,7 +18,6 @@ from benchmarks.gpu_rounds import (
     reason_of,
     spread,
 )
-from benchmarks.gpu_tables import KERNEL_HEAD, goal_line, kernel_line, model_lines
 
 
 def right() -> float:
@@ -72,12 +71,53 @@ def test_a_contestant_that_fails_in_a_round_drops_out_with_its_rounds_and_the_ot
     def bad() -> float:
         calls["bad"] += 1
         if calls["bad"] == 4:
-            raise RuntimeError("misaligned address")
+            raise RuntimeError("out of memory")
         return 1.0
 
     found = in_turns({"bad": bad, "good": good}, rounds=6)
-    assert found == {"bad": "RuntimeError: misaligned address", "good": (5.0,) * 6}
+    assert found == {"bad": "RuntimeError: out of memory", "good": (5.0,) * 6}
     assert calls == {"bad": 4, "good": 12}
+
+
+@pytest.mark.parametrize("where", ["entering", "in a round", "at the last comparison"])
+def test_a_contestant_that_takes_the_device_along_is_named_and_no_other_is_blamed(
+    where: str,
+) -> None:
+    """CUDA answers every call after an illegal address with that error."""
+    lost = False
+
+    def call(*, at: str = "") -> None:
+        nonlocal lost
+        lost = lost or at == where
+        if lost:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    def bad_sample() -> float:
+        call(at="in a round")
+        return 1.0
+
+    def good_sample() -> float:
+        call()
+        return 1.0
+
+    measured: list[float] = []
+
+    def bad_error() -> float:
+        measured.append(0.0)
+        call(at=("entering", "at the last comparison")[len(measured) - 1])
+        return 0.0
+
+    def run() -> None:
+        entries = {
+            name: entered(name, partial(entry, sample, error=error), tolerance=1e-3, probe=call)
+            for name, sample, error in (
+                ("bad", bad_sample, bad_error), ("good", good_sample, right)
+            )
+        }  # fmt: skip
+        race(entries, rounds=2, tolerance=1e-3, probe=call)
+
+    with pytest.raises(DeviceLostError, match=r"lost at bad \(RuntimeError: an illegal memory"):
+        run()
 
 
 @pytest.mark.parametrize("nonsense", [0.0, -1.0, float("nan"), float("inf")])
@@ -105,8 +145,8 @@ def test_a_contestant_that_cannot_be_captured_has_its_reason_and_the_others_thei
         raise RuntimeError("operation not permitted when stream is capturing\nand a page")
 
     entries = {
-        "2:4": entered(refuse, tolerance=1e-3),
-        "dense": entered(lambda: entry(lambda: 3.0), tolerance=1e-3),
+        "2:4": entered("2:4", refuse, tolerance=1e-3),
+        "dense": entered("dense", lambda: entry(lambda: 3.0), tolerance=1e-3),
     }
     found = race(entries, rounds=4, tolerance=1e-3)
     assert found["2:4"].samples == ()
@@ -119,7 +159,7 @@ def test_a_wrong_first_result_is_never_measured(error: float) -> None:
     def never() -> float:
         raise AssertionError("it was measured")
 
-    refused = entered(lambda: entry(never, error=lambda: error), tolerance=1e-3)
+    refused = entered("A", lambda: entry(never, error=lambda: error), tolerance=1e-3)
     assert isinstance(refused, Refused)
     found = race({"A": refused}, rounds=3, tolerance=1e-3)["A"]
     assert (found.samples, found.reason) == ((), WRONG)
@@ -135,7 +175,9 @@ def test_a_result_that_turns_wrong_during_the_rounds_costs_its_samples() -> None
         return 1.0
 
     prepared = entered(
-        lambda: entry(sample, error=lambda: 0.5 if len(measured) > 4 else 0.0), tolerance=1e-3
+        "A",
+        lambda: entry(sample, error=lambda: 0.5 if len(measured) > 4 else 0.0),
+        tolerance=1e-3,
     )
     found = race({"A": prepared}, rounds=3, tolerance=1e-3)["A"]
     assert (found.samples, found.error, found.reason) == ((), 0.5, WRONG)
@@ -143,6 +185,23 @@ def test_a_result_that_turns_wrong_during_the_rounds_costs_its_samples() -> None
 
 def test_a_refusal_without_a_text_is_reported_by_its_name() -> None:
     assert reason_of(AssertionError()) == "AssertionError"
+
+
+def test_an_error_while_another_is_handled_does_not_hide_the_first() -> None:
+    """torch ends a capture that failed, which fails too."""
+
+    def capture() -> None:
+        try:
+            raise RuntimeError("cuSPARSELt: not supported")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(RuntimeError) as refused:
+        capture()
+    assert reason_of(refused.value) == (
+        "RuntimeError: cuSPARSELt: not supported; then RuntimeError: operation failed due to "
+        "a previous error during capture"
+    )
 
 
 def test_the_spread_is_the_median_and_the_quartiles() -> None:
@@ -156,119 +215,3 @@ def test_a_gain_is_taken_round_by_round() -> None:
     assert gain(peer, own) == Spread(median=2.0, low=2.0, high=2.5)
     assert gain([], own) is None
     assert gain(peer, []) is None
-
-
-def row(kernel: str = "ours 64x64 d=0.5", **changes: object) -> KernelRow:
-    given: dict[str, object] = {
-        "layer": "B fc1", "batch": 8, "kernel": kernel, "density": 0.5,
-        "time_us": Spread(median=41.23, low=40.91, high=41.8),
-        "over_dense": Spread(median=1.43, low=1.4, high=1.45),
-        "over_bsr": Spread(median=2.0, low=1.9, high=2.1), "bsr_peer": "torch bsr 64x64 d=0.5",
-        "floor_us": 30.0, "error": 3e-4, "copies": 7, "rounds_us": (1.0, 2.0), "reason": None,
-    }  # fmt: skip
-    return KernelRow(**(given | changes))  # type: ignore[arg-type]
-
-
-def test_a_line_shows_time_and_gains_with_quartiles_the_floor_and_the_error_in_100_columns() -> (
-    None
-):
-    text = kernel_line(row())
-    for part in ("41.2 (40.9-41.8)", "1.43 (1.40-1.45)", "2.00 (1.90-2.10)", "30.0  73%", "3e-04"):
-        assert part in text
-    assert max(len(text), len(KERNEL_HEAD)) <= 100
-
-
-def test_a_line_without_a_time_says_why() -> None:
-    text = kernel_line(row(time_us=None, over_dense=None, reason="RuntimeError: not here"))
-    assert text.endswith("-- RuntimeError: not here")
-
-
-def test_a_line_without_a_peer_says_so_and_keeps_its_time() -> None:
-    text = kernel_line(row(over_bsr=None))
-    assert "41.2 (40.9-41.8)" in text
-    assert " -- " in text
-
-
-def wide(
-    gain: float, *, low: float | None = None, kernel: str, layer: str, batch: int
-) -> KernelRow:
-    found = Spread(median=gain, low=gain if low is None else low, high=gain)
-    return row(kernel, layer=layer, batch=batch, over_dense=found)
-
-
-def half_rows(gains: dict[str, float]) -> list[KernelRow]:
-    return [wide(gains[layer], kernel="ours 64x64 d=0.5", layer=layer, batch=8) for layer in gains]
-
-
-def test_a_goal_over_layers_is_decided_by_the_layer_that_gains_least() -> None:
-    gains = {"B qkv": 1.6, "B fc1": 1.2, "B fc2": 1.5, "B proj": 0.5}
-    goal = kernel_goals(half_rows(gains))[0]
-    assert (goal.verdict, goal.where) == ("missed", "B fc1 batch 8 ours 64x64 d=0.5")
-    assert kernel_goals(half_rows(gains | {"B fc1": 1.3}))[0].verdict == "met"
-
-
-def test_the_better_of_the_two_wide_blocks_counts_on_every_layer() -> None:
-    rows = half_rows({"B fc1": 1.2})
-    rows.append(wide(1.4, kernel="ours 64x32 d=0.5", layer="B fc1", batch=8))
-    goal = kernel_goals(rows)[0]
-    assert (goal.verdict, goal.where) == ("met", "B fc1 batch 8 ours 64x32 d=0.5")
-    assert "1.40 (1.40-1.40) at B fc1 batch 8" in goal_line(goal)
-
-
-def test_batch_1_and_narrow_blocks_decide_no_goal() -> None:
-    rows = half_rows({"B fc1": 1.4})
-    rows.append(wide(0.3, kernel="ours 64x64 d=0.5", layer="B fc1", batch=1))
-    rows.append(wide(9.0, kernel="ours 16x16 d=0.5", layer="B fc1", batch=8))
-    found = kernel_goals(rows)[0].found
-    assert found is not None
-    assert found.median == 1.4
-
-
-def test_a_goal_that_only_the_median_meets_says_so() -> None:
-    rows = [wide(1.31, low=1.2, kernel="ours 64x64 d=0.5", layer="B fc1", batch=8)]
-    assert kernel_goals(rows)[0].verdict == "met by the median, not by the lower quartile"
-
-
-def test_a_goal_with_a_layer_that_was_not_measured_is_not_met() -> None:
-    rows = half_rows({"B fc1": 1.4})
-    rows.append(row(layer="B fc2", over_dense=None, time_us=None, reason="no"))
-    goal = kernel_goals(rows)[0]
-    assert (goal.verdict, goal.found) == ("not measured", None)
-    assert "B fc2" in str(goal.where)
-    assert kernel_goals([])[0].verdict == "not measured"
-
-
-def model_row(**changes: object) -> ModelRow:
-    given: dict[str, object] = {
-        "model": "ours 64x64 d=0.3", "batch": 32,
-        "latency_ms": Spread(median=9.123, low=9.1, high=9.2),
-        "over_dense": Spread(median=1.8, low=1.7, high=1.9), "floor_ms": 3.0,
-        "energy_mj_per_image": Spread(median=61.5, low=60.0, high=62.0),
-        "energy_over_dense": Spread(median=1.3, low=1.2, high=1.4), "error": 1e-3,
-        "rounds_ms": (9.0, 9.2), "rounds_mj_per_image": (61.0, 62.0), "reason": None,
-        "energy_reason": None,
-    }  # fmt: skip
-    return ModelRow(**(given | changes))  # type: ignore[arg-type]
-
-
-def test_a_models_lines_show_time_energy_and_both_gains_with_their_spread() -> None:
-    text = model_lines(model_row())
-    for part in ("9.123 (9.100-9.200) ms", "1.80 (1.70-1.90)", "3.000  33%", "1e-03",
-                 "61.5 (60.0-62.0) mJ", "1.30 (1.20-1.40)"):  # fmt: skip
-        assert part in text
-    assert max(map(len, text.splitlines())) <= 100
-
-
-def test_a_model_without_energy_keeps_its_time_and_says_why() -> None:
-    text = model_lines(model_row(energy_mj_per_image=None, energy_reason="no counter"))
-    assert "9.123 (9.100-9.200) ms" in text
-    assert "-- no counter" in text
-    assert "-- no GPU" in model_lines(model_row(latency_ms=None, reason="no GPU"))
-
-
-def test_a_whole_model_only_reaches_a_goal_subject_to_its_accuracy() -> None:
-    time, energy = model_goals([model_row(), model_row(model="2:4 cuSPARSELt", over_dense=None)])
-    assert time.verdict == "reached, if accuracy holds there"
-    assert time.where == "ours 64x64 d=0.3 batch 32"
-    assert energy.verdict == "missed"
-    assert model_goals([])[0].verdict == "not measured"

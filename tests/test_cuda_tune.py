@@ -10,8 +10,9 @@ pytest.importorskip("torch", reason="the tuning compares torch's kernels")
 
 from benchmarks import gpu_tune
 from benchmarks.gpu_contestants import BlockWeights, Contestant, Problem, problem
+from benchmarks.gpu_machine import silent
 from benchmarks.gpu_records import Setting, TuneRow, TuneTable
-from benchmarks.gpu_rounds import WRONG
+from benchmarks.gpu_rounds import WRONG, nothing
 from benchmarks.gpu_settings import grid_settings, schedules_of
 from benchmarks.gpu_tables import tune_line
 from benchmarks.gpu_timing import Captured, Roofline
@@ -48,7 +49,7 @@ class TimedGraphs(FakeGraphs):
             made.sample_us()
             return time_us
 
-        return Captured(replay=made.replay, sample_us=sample_us, result=made.result)
+        return Captured(replay=made.replay, sample_us=sample_us, result=made.result, run=run)
 
 
 def make_of(time_of: Time, *, factor: Callable[[Setting], float] = lambda _: 1.0) -> gpu_tune.Make:
@@ -80,6 +81,7 @@ def tuned(make: gpu_tune.Make) -> dict[str, TuneRow]:
         roofline=Roofline(flops_per_s=1e12, bytes_per_s=1e9),
         blocks=BLOCKS,
         capture=TimedGraphs().capture,
+        probe=nothing,
         make=make,
         rounds=3,
     )
@@ -168,14 +170,15 @@ def test_a_line_of_the_tuning_fits_100_columns_and_shows_the_roofline() -> None:
 
 def test_what_the_tuning_writes_is_read_back_whole() -> None:
     table = TuneTable(
-        command="a command", device="none", multiprocessors=2, torch="2", triton="3",
+        command="a command", device="none", machine=silent("no NVML"), unfinished=None,
+        multiprocessors=2, torch="2",
         dtype="float16", rounds=3, sieve_rounds=7, peak_tflops=1.0, bandwidth_gb_s=1.0,
         rows=tuple(tuned(make_of(lambda *_: 25.0)).values()),
     )  # fmt: skip
     assert msgspec.json.decode(msgspec.json.encode(table), type=TuneTable) == table
 
 
-def test_a_combination_that_cannot_fit_a_gpu_is_not_among_those_tried(
+def test_every_combination_tried_fits_an_a100_and_an_h100(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The hungriest: 128 tokens, 7 stages, blocks of 64. Ampere's limit is 163 KiB a CTA."""

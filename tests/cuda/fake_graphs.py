@@ -31,4 +31,4 @@ class FakeGraphs:
                 result.copy_(run(copies - 1))
             return self.times_us[number % len(self.times_us)]
 
-        return Captured(replay=lambda: None, sample_us=sample_us, result=result)
+        return Captured(replay=lambda: None, sample_us=sample_us, result=result, run=run)
