@@ -189,3 +189,19 @@ def test_an_unknown_key_is_refused_with_its_name_and_place(kind: str) -> None:
     source = {"kind": "folder", "target": "in"}
     with pytest.raises(FileFormatError, match=r"line.toml: .*`colour`.*\$\.sink\[0\]"):
         line_config({"source": source, "sink": [sink]}, name="line.toml")
+
+
+@pytest.mark.parametrize(
+    "sink",
+    [
+        {"kind": "gpio", "target": "/dev/gpiochip0", "line": 17, "delay_ms": 200},
+        {"kind": "modbus", "target": "modbus://plc", "max_age_ms": 200},
+    ],
+)
+def test_a_deadline_whose_safe_verdict_would_come_too_late_is_refused(
+    sink: dict[str, object],
+) -> None:
+    tables = {"source": {"kind": "folder", "target": "in"}, "sink": [sink]}
+    line_config(tables | {"policy": {"deadline_ms": 199}}, name="line.toml")
+    with pytest.raises(FileFormatError, match=r"sink\[0\]\.\w+_ms = 200 is not above deadline_ms"):
+        line_config(tables | {"policy": {"deadline_ms": 200}}, name="line.toml")

@@ -113,9 +113,24 @@ def read_config(path: Path) -> dict[str, Any]:
 def line_config(tables: dict[str, Any], *, name: str) -> LineConfig:
     """Validate. Raises FileFormatError naming the key."""
     try:
-        return msgspec.convert(tables, LineConfig)
+        config = msgspec.convert(tables, LineConfig)
     except msgspec.ValidationError as error:
         raise FileFormatError(f"{name}: {redacted(str(error))}") from error
+    _refuse_untellable(config, name)
+    return config
+
+
+def _refuse_untellable(config: LineConfig, name: str) -> None:
+    """The safe verdict that a part gets at its deadline must still be told."""
+    deadline_ms = config.policy.deadline_ms or 0.0
+    for place, sink in enumerate(config.sink):
+        for key in ("delay_ms", "max_age_ms"):
+            limit_ms = getattr(sink, key, None)
+            if limit_ms is not None and limit_ms <= deadline_ms:
+                raise FileFormatError(
+                    f"{name}: sink[{place}].{key} = {limit_ms:g} is not above deadline_ms = "
+                    f"{deadline_ms:g}: the safe verdict of a late part would come too late for it"
+                )
 
 
 def parse_source(text: str) -> dict[str, Any]:
