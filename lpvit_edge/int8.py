@@ -1,5 +1,6 @@
 """Calibrate a network for TensorRT's int8 on the user's images, and say what int8 alone changes."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from lpvit_edge.check import relative_error
 from lpvit_edge.deps import require
 from lpvit_edge.errors import DataError, EngineError
 from lpvit_edge.files import write_atomic
-from lpvit_edge.progress import say, working
+from lpvit_edge.progress import say, track, working
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,8 +37,12 @@ def calibrate(onnx: Path, images: "NDArray[np.float32]") -> "Ranges":
             f"int8 is calibrated on images and {len(images)} can be read; give {_FEWEST} or more "
             f"(--calibration, {IMAGES} are used), or build in fp16"
         )
-    with working(f"int8: calibrate {onnx.name} on {len(images)} images"):
-        found = find_ranges(onnx, images)
+
+    def steps(starts: Sequence[int]) -> Iterable[int]:
+        return track(starts, what=f"int8: calibrate {onnx.name}", total=len(starts))
+
+    found = find_ranges(onnx, images, steps=steps)
+    with working(f"int8: {onnx.name} against float32 by ONNX Runtime"):
         single = _answers(onnx, images)
         whole = emulated(require("onnx").load(onnx), images, ranges=found.largest)
     agreement = float((whole.argmax(1) == single.argmax(1)).mean())

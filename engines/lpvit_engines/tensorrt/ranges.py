@@ -5,7 +5,7 @@ a device builds the int8 engine again without the images.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from lpvit_engines.tensorrt.int8_copy import layer_of
 
 KIND, FORMAT = "int8-ranges", 1
 PERCENTILE = 99.999  # of |input|: the few beyond it are cut, which costs less than coarser steps
+Steps = Callable[[Sequence[int]], Iterable[int]]
 _AT_ONCE = 4  # images whose activations are held in memory together
 
 
@@ -103,13 +104,16 @@ def _leads_out(portable: Any, node: Any, outputs: set[str]) -> bool:
     return bool(made & outputs)
 
 
-def find_ranges(onnx: Path, images: NDArray[np.float32]) -> Ranges:
-    """Run images (n, 3, S, S) through a portable file and look at what its linear layers read."""
+def find_ranges(onnx: Path, images: NDArray[np.float32], *, steps: Steps = iter) -> Ranges:
+    """Run images (n, 3, S, S) through a portable file and look at what its linear layers read.
+
+    `steps` is handed the numbers of the images that each step begins with, to show progress.
+    """
     portable = require("onnx").load(onnx)
     tensors = inputs_of_linears(portable)
     if not tensors:
         raise EngineError(f"{onnx} has no linear layer that could run in int8; build it in fp16")
-    found = _largest(onnx, images, sorted(set(tensors.values())))
+    found = _largest(onnx, images, sorted(set(tensors.values())), steps)
     return Ranges(
         kind=KIND,
         format=FORMAT,
@@ -121,7 +125,9 @@ def find_ranges(onnx: Path, images: NDArray[np.float32]) -> Ranges:
     )
 
 
-def _largest(onnx: Path, images: NDArray[np.float32], tensors: list[str]) -> dict[str, float]:
+def _largest(
+    onnx: Path, images: NDArray[np.float32], tensors: list[str], steps: Steps
+) -> dict[str, float]:
     calibrate = require("onnxruntime.quantization.calibrate")
 
     base: Any = calibrate.PercentileCalibrater
@@ -143,7 +149,7 @@ def _largest(onnx: Path, images: NDArray[np.float32], tensors: list[str]) -> dic
         calibrater.augment_graph()
         calibrater.create_inference_session()
         with redirect_stdout(StringIO()):  # it talks there
-            for start in range(0, len(images), _AT_ONCE):
+            for start in steps(range(0, len(images), _AT_ONCE)):
                 calibrater.collect_data(_reader(calibrate, images[start : start + _AT_ONCE]))
             found = calibrater.compute_data()
     return {name: float(np.abs(found[name].range_value).max()) for name in tensors}
