@@ -37,23 +37,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, help="also write the document to this file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [row for model in options.models for row in compare(model, options, Path(folder))]
+    rows: list[dict[str, Any]] = []
     document = {
         "schema": "lpvit.bench.deepsparse/1",
         "rows": rows,
         "deepsparse": version(options.deepsparse),
         "machine": describe_machine(),
     }
-    if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
-    for row in rows:
+    for row in measured(options):
+        rows.append(row)
+        if options.out is not None:  # DeepSparse takes minutes to compile: keep what is done
+            options.out.write_text(json.dumps(document, indent=1) + "\n")
         low, high = row["speedup_quartiles"]
         print(
             f"{row['model']:11} {row['sparsity']:4.0%}  {row['threads']} threads  DeepSparse "
             f"{row['deepsparse_ms']:7.1f} ms  lpvit 64x1 {row['lpvit_ms']:7.1f} ms  "
-            f"{row['speedup']:5.2f} ({low:.2f} to {high:.2f})"
+            f"{row['speedup']:5.2f} ({low:.2f} to {high:.2f})",
+            flush=True,
         )
+
+
+def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        for model in options.models:
+            yield from compare(model, options, Path(folder))
 
 
 def version(python: Path) -> str:
