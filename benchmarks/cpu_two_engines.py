@@ -4,7 +4,9 @@
 
 DeiT-S in 64x1 at 50 %, float32, random weights, two engines of one thread each. Rounds alternate
 between one engine alone and both at the same time, on a thread each. On two free cores a call
-should take as long beside the other as alone; shared memory and caches are the machine's.
+should take as long beside the other as alone; shared memory and caches are the machine's. CPU time
+of the process for a call stands beside it, since other programs take cores: workers of one engine
+that waited for those of the other would add to it.
 """
 
 import argparse
@@ -43,22 +45,30 @@ def measure(folder: Path, *, rounds: int) -> dict[str, Any]:
     export_dense(MODELS["deit_small"], dense)
     write_sparse(dense, sparse, block=(64, 1), sparsity=0.5)
     alone, beside = list[float](), list[float]()
+    alone_cpu, beside_cpu = list[float](), list[float]()
     with (
         load_engine("openvino", sparse, threads=1) as first,
         load_engine("openvino", sparse, threads=1) as second,
         ThreadPoolExecutor(2) as pool,
     ):
         for index in range(rounds + WARM_UP):
-            single = [call_ms(first)]
-            both = [call.result() for call in [pool.submit(call_ms, e) for e in (first, second)]]
+            starts = [time.process_time()]
+            single = pool.submit(call_ms, first).result()
+            starts.append(time.process_time())
+            both = list(pool.map(call_ms, (first, second)))
+            starts.append(time.process_time())
             if index >= WARM_UP:
-                alone += single
+                alone.append(single)
                 beside.append(max(both))
+                alone_cpu.append((starts[1] - starts[0]) * 1e3 / CALLS)
+                beside_cpu.append((starts[2] - starts[1]) * 1e3 / CALLS / 2)
     low, _, high = statistics.quantiles((b / a for a, b in zip(alone, beside, strict=True)), n=4)
     return {
         "schema": "lpvit.bench.two_engines/1",
         "alone_ms": round(statistics.median(alone), 3),
         "beside_ms": round(statistics.median(beside), 3),  # the slower of the two
+        "alone_cpu_ms": round(statistics.median(alone_cpu), 3),
+        "beside_cpu_ms": round(statistics.median(beside_cpu), 3),
         "ratio": round(statistics.median(beside) / statistics.median(alone), 3),
         "ratio_quartiles": [round(low, 3), round(high, 3)],
         "rounds": rounds,
