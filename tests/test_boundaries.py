@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
-    "accelerate", "av", "cv2", "jinja2", "onnx", "onnxruntime", "onnxscript", "openvino", "PIL",
-    "pynvml", "safetensors", "scipy", "tensorrt", "timm", "torch", "torchvision", "triton",
+    "accelerate", "asyncua", "av", "cv2", "gpiod", "httpx", "jinja2", "onnx", "onnxruntime",
+    "onnxscript", "openvino", "paho", "PIL", "pymodbus", "pynvml", "safetensors", "scipy",
+    "tensorrt", "timm", "torch", "torchvision", "triton",
 }  # fmt: skip
 # These modules do nothing without torch; whoever needs one imports it inside a function.
 TORCH_MODULES = {

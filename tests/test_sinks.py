@@ -136,8 +136,8 @@ def test_verdicts_that_a_sink_missed_are_counted_in_alarms_with_a_rest_between(
     watch.look()
     watch.look()
     assert events == [
-        "alarm: other: 2 verdicts were not told in time",
-        "alarm: other: 5 verdicts were not told in time",
+        "alarm: other: missed 2 verdicts",
+        "alarm: other: missed 5 verdicts",
     ]
     assert sink.close(5.0) == 0
 

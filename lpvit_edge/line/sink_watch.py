@@ -1,4 +1,4 @@
-"""Sinks that fail, and verdicts that came too late for one, as events in the journal."""
+"""Sinks that fail, and verdicts that one of them missed, as events in the journal."""
 
 from collections.abc import Callable
 
@@ -41,4 +41,4 @@ class SinkWatch:
         if missed == before or (told_ns is not None and now_ns - told_ns < _REST_S * 1e9):
             return
         self._missed[name], self._told_ns[name] = missed, now_ns
-        self._event("sink", f"{name}: {missed - before} verdicts were not told in time", "alarm")
+        self._event("sink", f"{name}: missed {missed - before} verdicts", "alarm")
