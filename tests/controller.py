@@ -25,6 +25,7 @@ class Controller:
         self._pointer, self._run = 0, 0
         self.refuses = False
         self.is_frozen = False
+        self.cycle_s = 0.0  # it answers one request in each
         self.verdicts: list[dict[str, int]] = []
         self.overwritten = 0
         self.start()
@@ -62,6 +63,8 @@ class Controller:
         await self._server.shutdown()
 
     async def _judge_request(self, function: int, *_: Any) -> ExcCodes | None:
+        if function > 4:
+            await asyncio.sleep(self.cycle_s)
         while self.is_frozen and function > 4:
             await asyncio.sleep(0.02)
         return ExcCodes.DEVICE_BUSY if self.refuses and function > 4 else None

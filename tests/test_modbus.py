@@ -91,6 +91,22 @@ def test_a_full_ring_of_verdicts_at_once_is_read_whole_and_in_order(
     assert controller.overwritten == 0
 
 
+def test_a_controller_that_answers_once_in_its_cycle_misses_none_of_sixty_parts_a_second(
+    controller: Controller, journal: Journal
+) -> None:
+    controller.cycle_s = 0.02
+    settings = config(controller.port, coil=None, max_age_ms=1500.0)
+    sink = RemoteSink(Modbus(settings), journal)
+    controller.wait_for_state(ONLINE)
+    for number in range(1, 91):
+        journal.append(frame(number))
+        time.sleep(1 / 60)
+        controller.scan()
+    wait_for(lambda: controller.scan() == list(range(1, 91)), what=controller.overwritten)
+    assert sink.close(5.0) == 0
+    assert (sink.missed, controller.overwritten) == (0, 0)
+
+
 def test_what_was_decided_while_the_controller_was_off_is_counted_and_not_told(
     controller: Controller, journal: Journal
 ) -> None:

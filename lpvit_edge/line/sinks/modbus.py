@@ -37,6 +37,7 @@ from lpvit_edge.line.sink_config import ModbusSink
 from lpvit_edge.line.sinks.tally import Tally, Timely
 
 VERSION, HEADER, SLOT, SLOTS = 1, 16, 8, 16
+_AT_ONCE = 15  # slots; a request writes at most 123 registers
 OFFLINE, ONLINE, HELD = 0, 1, 2
 _VERDICTS = {"ok": 1, "reject": 2, "safe": 3}
 _ACTIONS = {"pass": 1, "reject": 2}
@@ -102,10 +103,18 @@ class Modbus:
         return self._tally.too_old(entries)
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """Write each verdict that is young enough."""
-        for entry in entries:
-            timely = self._tally.take(entry)
-            if timely is not None and entry.id > self._told:
+        """Write the verdicts that are young enough.
+
+        Several that wait go into one request, since a controller may answer only one in each of
+        its cycles; where coils show them, each is written by itself.
+        """
+        left = list(entries)
+        while left:
+            count = 1 if self._config.coil is not None else _AT_ONCE
+            some, left = left[:count], left[count:]
+            taken = (self._tally.take(entry) for entry in some)
+            timely = [found for found in taken if found is not None and found.entry > self._told]
+            if timely:
                 self._tell(timely)
         self._tally.forget(entries[-1].id)
 
@@ -129,15 +138,19 @@ class Modbus:
                 self._write(client, 0, self._header())
         client.close()
 
-    def _tell(self, timely: Timely) -> None:
+    def _tell(self, timely: list[Timely]) -> None:
         client = self._connected()
-        place = HEADER + SLOT * (self._written % SLOTS)
-        self._write(client, place, self._slot(timely))
-        self._rejects = timely.record.action == "reject"
+        first = self._written % SLOTS
+        before_wrap = SLOTS - first
+        for place, some in ((first, timely[:before_wrap]), (0, timely[before_wrap:])):
+            if some:
+                registers = [word for one in some for word in self._slot(one)]
+                self._write(client, HEADER + SLOT * place, registers)
+        self._rejects = timely[-1].record.action == "reject"
         self._write_coils(client)
-        self._write(client, 0, self._header(self._written + 1))
-        self._written += 1
-        self._told = timely.entry
+        self._write(client, 0, self._header(self._written + len(timely)))
+        self._written += len(timely)
+        self._told = timely[-1].entry
 
     def _header(self, written: int | None = None) -> list[int]:
         tally = self._tally
