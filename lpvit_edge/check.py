@@ -59,7 +59,7 @@ def check_engines(
         }
         with working("check: latency, energy"):
             latency = measure_alternating(runs, min_time_s=seconds)
-            energy = energies(runs, window_s=seconds)
+            energy = energies(runs, engine=engine, window_s=seconds)
         answers = compare_answers(dense, sparse, heldout, preprocess)
     sides = {
         name: EngineCheck(

@@ -42,7 +42,7 @@ def profile_device(
     dense_onnx = job.path("dense.onnx")
     with working("profile: export the dense network"):
         export_model(job, job.model.module, {}, dense_onnx)
-    with sensor_of(tdp_w) as (sensor, power):
+    with sensor_of(job.engine, tdp_w) as (sensor, power):
         partial = Partial(
             job,
             fingerprint(identity),
@@ -78,6 +78,7 @@ def _record(
 ) -> DeviceProfile:
     """All of it in one file, with what the parts say about each other."""
     from lpvit_edge.check import latency_record
+    from lpvit_engines import resolve_precision
     from lpvit_profilers.device import fingerprint
 
     layers = job.walk.layers
@@ -90,7 +91,7 @@ def _record(
         fingerprint=fingerprint(identity),
         engine=job.engine,
         engine_version=profiling.engine_version(job.engine),
-        precision="float32",
+        precision=resolve_precision(job.engine, "default"),
         threads=job.threads,
         batch=1,
         model=job.model.identity,

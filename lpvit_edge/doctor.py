@@ -59,12 +59,13 @@ def examine(
     """Look at this machine. `root` is where its file system starts."""
     device = identify(root=root)
     sources = detect(root, tdp_w=tdp_w)
+    tensorrt = _tensorrt(device)
     findings = (
         *_environment(device),
-        *_engines(engines),
+        *_engines(engines, another=_builds(tensorrt)),
         _kernel(),
         _onnxruntime(),
-        *_tensorrt(device),
+        *tensorrt,
         _torch_pair(),
         _power(sources),
     )
@@ -141,10 +142,10 @@ def _clocks(device: DeviceIdentity) -> Finding:
     )
 
 
-def _engines(engines: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Each engine's library by its metadata; with none of them nothing can run here."""
+def _engines(engines: Mapping[str, Sequence[str]], *, another: bool) -> list[Finding]:
+    """Each engine's library by its metadata; with none of them, nor `another`, nothing can run."""
     found = {name: _first_installed(needs) for name, needs in engines.items()}
-    absent: Status = "optional" if any(found.values()) else "unfit"
+    absent: Status = "optional" if another or any(found.values()) else "unfit"
     return [
         Finding(area="engine", name=name, status="ok", found=text)
         if text
@@ -218,6 +219,11 @@ def _tensorrt(device: DeviceIdentity) -> tuple[Finding, ...]:
         remedy="on a Jetson: JetPack 6.1 or newer, and a venv with --system-site-packages",
     )
     return (absent,)
+
+
+def _builds(tensorrt: Sequence[Finding]) -> bool:
+    """Whether TensorRT has just built a dense layer here."""
+    return any(f.name == "one dense layer" and f.status == "ok" for f in tensorrt)
 
 
 def _torch_pair() -> Finding:

@@ -6,27 +6,38 @@ from typing import TYPE_CHECKING
 from lpvit_edge.records import Energy
 
 if TYPE_CHECKING:
+    from lpvit_profilers.base import WorkingPart
     from lpvit_profilers.detect import Detected
     from lpvit_profilers.energy_records import EnergyMeasurement
 
 
-def energies(runs: Mapping[str, Callable[[], object]], *, window_s: float) -> dict[str, Energy]:
-    """Energy of one call of each, by the best sensor that measures here.
+# Where each engine works; another one may work anywhere.
+_WORKING: "Mapping[str, WorkingPart]" = {"openvino": "cpu", "tensorrt": "gpu"}
+
+
+def working_part(engine: str) -> "WorkingPart | None":
+    """The part of the machine whose power an engine's energies are made of; None is unknown."""
+    return _WORKING.get(engine)
+
+
+def energies(
+    runs: Mapping[str, Callable[[], object]], *, engine: str, window_s: float
+) -> dict[str, Energy]:
+    """Energy of one call of each, in turns, by the best sensor that covers where `engine` works.
 
     Without a sensor every entry is None with the reason. An estimate is never taken.
     """
     from lpvit_profilers.base import opened
     from lpvit_profilers.detect import default_source, detect
-    from lpvit_profilers.energy import measure_energy
+    from lpvit_profilers.energy import measure_energies
 
-    source = default_source()
+    working = working_part(engine)
+    source = default_source(working=working)
     if source is None:
-        return dict.fromkeys(runs, unavailable(why_no_energy(detect())))
+        return dict.fromkeys(runs, unavailable(why_no_energy(detect(), working)))
     with opened(source) as sensor:
-        return {
-            name: _record(measure_energy(run, sensor, window_s=window_s))
-            for name, run in runs.items()
-        }
+        found = measure_energies(runs, sensor, window_s=window_s)
+    return {name: _record(measured) for name, measured in found.items()}
 
 
 # How the reasons of lpvit_profilers.detect begin where there is nothing to read. Any other reason
@@ -34,12 +45,12 @@ def energies(runs: Mapping[str, Callable[[], object]], *, window_s: float) -> di
 _ABSENT = ("no ", "this is not a Jetson", "cannot import pynvml", "NVML finds no GPU", "off; ")
 
 
-def why_no_energy(found: "Sequence[Detected]") -> str:
+def why_no_energy(found: "Sequence[Detected]", working: "WorkingPart | None" = None) -> str:
     """What keeps the sensors that exist from being read, or that there are none."""
     from lpvit_profilers.detect import why_none
 
-    refusing = [d for d in found if not d.usable and not _is_absent(d.reason)]
-    return why_none(refusing) or "no power sensor on this machine"
+    refusing = [d for d in found if d.usable or not _is_absent(d.reason)]
+    return why_none(refusing, working=working) or "no power sensor on this machine"
 
 
 def _is_absent(reason: str) -> bool:

@@ -50,12 +50,18 @@ def _key(part: LayerShape | GemmCost) -> _Key:
 
 
 def costs_in_network(profile: DeviceProfile) -> tuple[GemmCost, ...]:
-    """The forms as they cost inside a network: timed alone, times their pattern's factor."""
+    """The forms as they cost inside a network: measured alone, times their pattern's factor.
+
+    Energy as well as latency, for a layer draws the same power for the longer or shorter time.
+    """
     return tuple(
         msgspec.structs.replace(
-            gemm, latency_ms=gemm.latency_ms * profile.factors.get(gemm.pattern, 1.0)
+            gemm,
+            latency_ms=gemm.latency_ms * factor,
+            energy_mj=None if gemm.energy_mj is None else gemm.energy_mj * factor,
         )
         for gemm in profile.gemms
+        for factor in (profile.factors.get(gemm.pattern, 1.0),)
     )
 
 

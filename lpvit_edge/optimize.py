@@ -227,6 +227,7 @@ def finish(
         allocation,
         export,
         check,
+        precision=files.load(Manifest, job.path("manifest.json")).precision,
         targets=judge(goal.targets(), budget, allocation, check),
         floor=_floor_outcome(job, goal, check),
         finetuned=current(job.folder, export.model_sha256),

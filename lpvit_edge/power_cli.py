@@ -76,6 +76,10 @@ def power(
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the readings for --replay.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Read this source of `lpvit doctor`, not the best one."),
+    ] = None,
     tdp_w: _Tdp = None,
 ) -> None:
     """Show what the power sensors read now, rail by rail.
@@ -86,8 +90,15 @@ def power(
 
     Example: lpvit power --replay tegrastats.log --interval 0.1
     """
-    _refuse_live_options(replay, seconds, record, tdp_w, interval)
-    summary = _replayed(replay, interval) if replay else _live(seconds or _SECONDS, record, tdp_w)
+    live = {"--seconds": seconds, "--record": record, "--source": source, "--tdp-w": tdp_w}
+    _refuse_live_options(replay, live, interval)
+    if source is not None and tdp_w is not None:
+        raise UnknownOptionError("--source reads a sensor, --tdp-w a model; give one of them")
+    summary = (
+        _replayed(replay, interval)
+        if replay
+        else _live(_source(source, tdp_w), seconds or _SECONDS, record)
+    )
     if json:
         _print_json(POWER_SCHEMA, msgspec.to_builtins(summary))
     else:
@@ -97,16 +108,12 @@ def power(
 
 
 def _refuse_live_options(
-    replay: Path | None,
-    seconds: float | None,
-    record: Path | None,
-    tdp_w: float | None,
-    interval_s: float | None,
+    replay: Path | None, live: Mapping[str, object], interval_s: float | None
 ) -> None:
     """An option that would do nothing is a mistake, and not passed over."""
     if replay is None and interval_s is not None:
         raise UnknownOptionError("--interval describes a log; give one with --replay LOG")
-    for option, value in (("--seconds", seconds), ("--record", record), ("--tdp-w", tdp_w)):
+    for option, value in live.items():
         if replay is not None and value is not None:
             raise UnknownOptionError(f"{option} reads a sensor, --replay a file; give one of them")
 
@@ -119,12 +126,12 @@ def _replayed(path: Path, interval_s: float | None) -> "PowerSummary":
     return summarise_power(recording.info, recording.samples)
 
 
-def _live(seconds: float, record: Path | None, tdp_w: float | None) -> "PowerSummary":
+def _live(source: "PowerSource", seconds: float, record: Path | None) -> "PowerSummary":
     from lpvit_profilers.base import opened
     from lpvit_profilers.power_summary import summarise_power
     from lpvit_profilers.replay import recorded
 
-    with opened(_source(tdp_w)) as source:
+    with opened(source):
         print_progress(f"reading {source.info.name} ({source.info.sensor}) for {seconds:g} s")
         samples = _samples(source, seconds)
         if record is not None:
@@ -132,13 +139,17 @@ def _live(seconds: float, record: Path | None, tdp_w: float | None) -> "PowerSum
         return summarise_power(source.info, samples)
 
 
-def _source(tdp_w: float | None) -> "PowerSource":
-    """The best sensor; the estimate only where its TDP is stated and nothing measures."""
-    from lpvit_profilers.detect import default_source, detect, why_none
+def _source(name: str | None, tdp_w: float | None) -> "PowerSource":
+    """The named or the best sensor; the estimate only where its TDP is stated and none measures."""
+    from lpvit_profilers.detect import default_source, detect, source_named, why_none
     from lpvit_profilers.estimate import EstimatedSource
 
+    if name is not None:
+        return source_named(name)
     found = default_source()
     if found is not None:
+        if tdp_w is not None:
+            print_progress("a sensor measures here: --tdp-w is not used")
         return found
     if tdp_w is not None:
         return EstimatedSource(tdp_w=tdp_w)

@@ -85,7 +85,8 @@ def profile_gemms(
             if form in required or is_measured(cost):
                 costs.append(cost)
             if keep is not None:
-                keep(tuple(costs))
+                reached = {_form_key(cost) for cost in costs}
+                keep((*costs, *(cost for cost in kept if _form_key(cost) not in reached)))
     return tuple(costs)
 
 
@@ -140,7 +141,7 @@ def measure_form(
             loaded = stack.enter_context(load_engine(engine, path, threads=threads))
             runs[name] = call(loaded)
         timed = measure_alternating(runs, min_time_s=seconds / 2)
-        energy = None if sensor is None else _energy_mj(runs, *sensor, copies=form.copies)
+        energy = None if sensor is None else _energy_mj(runs, *sensor, form=form)
     return _cost(form, timed, energy_mj=energy)
 
 
@@ -160,13 +161,18 @@ def _energy_mj(
     sampler: "Sampler",
     info: "SourceInfo",
     *,
-    copies: int,
+    form: LayerForm,
 ) -> float | None:
-    """Gross energy of one layer; None where the sensor could not tell it from no layer at all."""
+    """Gross energy of one layer; None where the sensor failed or could not tell it from no layer.
+
+    A layer without any block that cannot be told from none needs none.
+    """
     full, base = (call_energy_mj(runs[name], sampler, info) for name in ("full", "base"))
-    if full is None or base is None or full <= base:
+    if full is None or base is None:
         return None
-    return (full - base) / copies
+    if full <= base:
+        return 0.0 if form.sparsity == 1.0 else None
+    return (full - base) / form.copies
 
 
 def call_energy_mj(
@@ -174,13 +180,14 @@ def call_energy_mj(
 ) -> float | None:
     """Gross energy of one call, looped for one window; None where the sensor could not tell.
 
-    A window with a doubt (readings in step with the work, a counter that stood still) tells
-    nothing: there is one only, and no repeats to hold it against.
+    A window with a doubt (readings in step with the work or that never moved, a counter that stood
+    still) tells nothing: there is one only, and no repeats to hold it against.
     """
     from lpvit_profilers.energy_window import measure_window
 
     window = measure_window(run, sampler, info, for_s=ENERGY_WINDOW_S)
-    if window.energy_mj is None or window.reason or not window.calls:
+    stuck = window.is_stuck and info.quality != "estimated"
+    if window.energy_mj is None or window.reason or stuck or not window.calls:
         return None
     return window.energy_mj / window.calls
 

@@ -1,25 +1,29 @@
 """The power sensor of a device profile: which one, and what to say of the energies it gave."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from lpvit_edge.energy import working_part
 from lpvit_edge.records import GemmCost, PowerNote
 
 if TYPE_CHECKING:
     from lpvit_profilers.base import SourceInfo
     from lpvit_profilers.sampler import Sampler
 
+_WATCH_S = 1.0  # how often throttling is looked for
 _CONTRADICT = "some readings contradict each other (a rail above its own total)"
 
 
 @contextmanager
 def sensor_of(
+    engine: str,
     tdp_w: float | None,
 ) -> "Iterator[tuple[tuple[Sampler, SourceInfo] | None, PowerNote]]":
-    """The best power sensor of this machine, sampling, or None; and what to say about it.
+    """The best sensor that covers where `engine` works, sampling, or None; and what to say of it.
 
     Only without a sensor, and only with a stated TDP, a model takes its place; its energies are
     marked "estimated".
@@ -29,17 +33,18 @@ def sensor_of(
     from lpvit_profilers.estimate import EstimatedSource
     from lpvit_profilers.sampler import Sampler
 
-    source = default_source()
-    if source is None and tdp_w is not None:
+    working = working_part(engine)
+    source = default_source(working=working)
+    if source is None and tdp_w is not None and working != "gpu":  # the model is of a processor
         source = EstimatedSource(tdp_w=tdp_w)
     if source is None:
         reason = (
-            f"no power sensor can be read here ({why_none(detect())}); the profile carries latency "
-            "only"
+            f"no power sensor can be read here ({why_none(detect(), working=working)}); the "
+            "profile carries latency only"
         )
         yield None, PowerNote(source=None, scope=None, quality="unavailable", reason=reason)
         return
-    with opened(source) as sensor, Sampler(sensor) as sampler:
+    with opened(source) as sensor, Sampler(sensor, watch_s=_WATCH_S) as sampler:
         info = sensor.info
         note = PowerNote(source=info.name, scope=info.scope, quality=info.quality, reason=None)
         yield (sampler, info), note
@@ -75,12 +80,20 @@ def checked(
         return note
     silent = sum(gemm.energy_mj is None for gemm in gemms)
     sampler, info = sensor
-    stuck = sampler.never_moved and not info.has_counter
+    stuck = sampler.never_moved and not info.has_counter and info.quality != "estimated"
+    slowed = sorted(
+        {
+            name
+            for noted in sampler.conditions(begin_ns=0, end_ns=time.monotonic_ns())
+            for name in noted.throttling or ()
+        }
+    )
     contradicts = sampler.was_suspect or was_suspect
     suspect = contradicts or stuck
     said = [
         *([_CONTRADICT] if contradicts else []),
         *([STUCK] if stuck else []),
+        *([f"the device was throttled ({', '.join(slowed)})"] if slowed else []),
         *([f"no energy for {silent} of {len(gemms)} forms"] if silent else []),
     ]
     quality = "unavailable" if silent == len(gemms) else "suspect" if suspect else note.quality

@@ -96,7 +96,7 @@ class PowerNote(Part, frozen=True, kw_only=True):
 
     source: str | None
     scope: str | None
-    quality: str  # measured | summed | suspect | unavailable
+    quality: str  # measured | summed | estimated | suspect | unavailable
     reason: str | None
 
 

@@ -37,6 +37,7 @@ def document(
     export: ExportLog,
     check: Check,
     *,
+    precision: str,
     targets: tuple[Target, ...],
     curve: tuple[CurvePoint, ...],
     report: str,
@@ -51,7 +52,7 @@ def document(
         "model": msgspec.to_builtins(profile.model),
         "engine": f"{profile.engine} {profile.engine_version}",
         "threads": profile.threads,
-        "precision": profile.precision,
+        "precision": precision,
         "batch": profile.batch,
         "dense": _side(check.dense),
         "sparse": _side(check.sparse),
@@ -71,7 +72,7 @@ def document(
         "accuracy_curve": msgspec.to_builtins(curve),
         "layers": msgspec.to_builtins(allocation.choices),
         "sum_of_parts_over_measured_dense": profile.sum_over_measured,
-        "profile_reasons": list(profile.reasons),
+        "profile_reasons": [*profile.reasons, *_other_precision(profile, precision)],
         "onnxruntime_relative_error": export.onnxruntime_error,
         "engine_relative_error": export.engine_error,
         "skipped_images": list(check.skipped),
@@ -79,6 +80,12 @@ def document(
         "fingerprint": profile.fingerprint,
         "report": report,
     }
+
+
+def _other_precision(profile: DeviceProfile, precision: str) -> list[str]:
+    if precision == profile.precision:
+        return []
+    return [f"it was measured in {profile.precision}, and the engines ran in {precision}"]
 
 
 _Positive = Annotated[float, msgspec.Meta(gt=0.0)]

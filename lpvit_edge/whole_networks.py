@@ -85,7 +85,9 @@ def measure_networks(
         factors=factors,
         mixed_error=_error(latency_ms, mixed, layers, gemms, factors, rest_ms=rest),
         rest_energy_mj=rest_mj,
-        energy_sum=energy_sum(energy_mj.get("dense"), rest_mj, layers, gemms),
+        energy_sum=energy_sum(
+            energy_mj.get("dense"), rest_mj, layers, gemms, factor=factors.get("dense", 1.0)
+        ),
     )
 
 
@@ -176,23 +178,17 @@ def rest_energy_mj(
     gemms: tuple[GemmCost, ...],
     emptied_as: Mapping[str, str],
 ) -> float | None:
-    """Gross energy of the network without its prunable layers; None where a part is unknown.
-
-    An empty layer whose energy the sensor could not tell from none is counted as none.
-    """
+    """Gross energy of the network without its prunable layers; None where a part is unknown."""
     known = {(g.pattern, g.sparsity, _shape(g)): g.energy_mj for g in gemms}
     forms = {
         layer: (emptied_as.get(layer.name, "dense"), float(layer.name in emptied_as))
         for layer in layers
     }
     alone = [known.get((*form, _shape(layer))) for layer, form in forms.items()]
-    dense_unknown = any(
-        energy is None and layer.name not in emptied_as
-        for layer, energy in zip(layers, alone, strict=True)
-    )
-    if emptied_mj is None or dense_unknown:
+    parts = [energy for energy in alone if energy is not None]
+    if emptied_mj is None or len(parts) < len(alone):
         return None
-    return max(0.0, emptied_mj - sum(energy or 0.0 for energy in alone))
+    return max(0.0, emptied_mj - sum(parts))
 
 
 def energy_sum(
@@ -200,14 +196,20 @@ def energy_sum(
     rest_mj: float | None,
     layers: tuple[LayerShape, ...],
     gemms: tuple[GemmCost, ...],
+    *,
+    factor: float = 1.0,
 ) -> float | None:
-    """Energy of the rest and of all dense layers over that of the whole dense network."""
+    """Energy of the rest and of all dense layers over that of the whole dense network.
+
+    The layers count times `factor`, that of their latency: it tests that they take as much more
+    energy in the network as they take more time.
+    """
     known = {_shape(g): g.energy_mj for g in gemms if g.pattern == "dense"}
     alone = [known[_shape(layer)] for layer in layers]
-    parts = [part for part in (rest_mj, *alone) if part is not None]
-    if not dense_mj or len(parts) < len(alone) + 1:
+    parts = [part for part in alone if part is not None]
+    if not dense_mj or rest_mj is None or len(parts) < len(alone):
         return None
-    return sum(parts) / dense_mj
+    return (rest_mj + factor * sum(parts)) / dense_mj
 
 
 def _shape(part: LayerShape | GemmCost) -> tuple[int, int, int, str]:

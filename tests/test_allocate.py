@@ -314,6 +314,18 @@ def test_without_energies_the_other_limits_still_work() -> None:
     assert (found.predicted_energy_mj, found.predicted_power_mw) == (None, None)
 
 
+def test_a_layer_that_takes_longer_in_the_network_takes_more_energy_at_the_same_power() -> None:
+    slower = msgspec.structs.replace(profile(), factors={"dense": 1.25, "64x1": 0.8})
+    totals = dense_totals(slower)
+    assert totals["energy_mj"] == pytest.approx(1.25 * 36.0 + 4.0)
+    assert totals["power_mw"] == pytest.approx(1000.0 * (1.25 * 36.0 + 4.0) / (1.25 * 6.0 + 1.0))
+    options = layer_options(slower, curves(), criterion="hessian", patterns=("64x1",))
+    for option in options[0]:
+        assert option.energy_mj is not None
+        watts = 6.0 if option.pattern == "dense" else 8.0
+        assert option.energy_mj / option.latency_ms == pytest.approx(watts)
+
+
 def test_dense_totals_are_what_shares_are_shares_of() -> None:
     totals = dense_totals(profile())
     assert totals["latency_ms"] == 7.0

@@ -1,6 +1,7 @@
 """Energy per call, from sources whose power follows the work exactly."""
 
 import time
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -8,8 +9,9 @@ import pytest
 
 from lpvit_edge.errors import UnknownOptionError
 from lpvit_profilers.base import Conditions, PowerSample, Quality, SourceInfo
-from lpvit_profilers.energy import measure_energy
+from lpvit_profilers.energy import measure_energies, measure_energy
 from lpvit_profilers.energy_records import EnergyMeasurement
+from lpvit_profilers.nvml_probe import SensorTiming
 from lpvit_profilers.uncertainty import confidence95, resolution_term_mw, standard_deviation
 
 IDLE_MW, BUSY_MW = 4_000.0, 10_000.0
@@ -33,6 +35,7 @@ class Bench:
         counter_stands: bool = False,
         counter_resets: bool = False,
         counter_gaps: bool = False,
+        power_from_counter: bool = False,
         quality: Quality = "measured",
         conditions: Conditions | None = None,
         clocks_mhz: tuple[float, ...] = (),
@@ -60,6 +63,7 @@ class Bench:
             period_s=0.01,
             averaging_s=averaging_s,
             has_counter=has_counter,
+            power_from_counter=power_from_counter,
             gain_class=0.05 if has_counter else None,
         )
 
@@ -192,7 +196,7 @@ def test_a_counter_that_was_reset_or_lost_count_gives_way_to_the_integral(
 
 
 def test_without_an_integral_a_counter_that_lost_count_gives_no_energy() -> None:
-    found = measured(Bench(has_counter=True, counter_gaps=True))
+    found = measured(Bench(has_counter=True, power_from_counter=True, counter_gaps=True))
     assert (found.gross_mj, found.quality) == (None, "unavailable")
     assert any("was reset, or lost count" in reason for reason in found.reasons)
 
@@ -221,6 +225,28 @@ def test_a_reading_that_never_moves_is_not_trusted() -> None:
         lambda: time.sleep(CALL_S), bench, window_s=1.0, repeats=1, max_warmup_s=0.1, idle_s=0.1
     )
     assert any("the sensor's reading never moved" in reason for reason in found.reasons)
+    assert (found.quality, found.trusted) == ("suspect", False)
+
+
+def test_several_are_measured_in_turns_and_each_gets_its_own_energy() -> None:
+    bench = Bench()
+    turns: list[str] = []
+
+    def idle() -> None:
+        turns.append("idle")
+        time.sleep(CALL_S)
+
+    def busy() -> None:
+        turns.append("busy")
+        bench.work()
+
+    found = measure_energies(
+        {"idle": idle, "busy": busy}, bench, window_s=0.3, repeats=2, max_warmup_s=0.1, seed=1
+    )
+    assert [name for name, _ in groupby(turns)] == ["idle", "busy", "idle", "busy", "idle"]
+    idle_mw, busy_mw = (found[name].mean_power_mw for name in ("idle", "busy"))
+    assert idle_mw == pytest.approx(IDLE_MW, rel=NEARLY)
+    assert busy_mw == pytest.approx(BUSY_MW, rel=NEARLY)
 
 
 def test_a_throttled_repeat_is_rejected() -> None:
@@ -256,16 +282,24 @@ def test_a_sensor_that_can_tell_how_far_it_looks_back_is_asked_with_the_work_its
     class Probed(Bench):
         asked_s: float | None = None
 
-        def probe_averaging(self, load: Any, *, for_s: float) -> None:
+        def probe_averaging(self, load: Any, *, for_s: float) -> SensorTiming:
             assert not self.busy
             self.asked_s = for_s
             load()
             self.info = msgspec.structs.replace(self.info, averaging_s=0.1)
+            return SensorTiming(update_period_s=None, averaging_s=0.1, reason=self.failure)
+
+        failure: str | None = None
 
     bench = Probed()
     found = measured(bench)
     assert bench.asked_s == 0.4  # the window's length, where that is short
     assert found.mean_power_mw == pytest.approx(BUSY_MW, rel=NEARLY)
+    bench.failure = "use a heavier one"
+    assert (
+        "how far back a reading looks was not found (use a heavier one); it is taken as 0.1 s"
+        in measured(bench).reasons
+    )
 
 
 def test_the_lengths_of_a_loop_have_names() -> None:

@@ -7,6 +7,7 @@ from lpvit_profilers.base import opened
 from lpvit_profilers.fake_nvml import FakeNvml
 from lpvit_profilers.nvml import NvmlSource
 from lpvit_profilers.nvml_probe import probe_averaging, probe_update_period
+from lpvit_profilers.sampler import poll_interval_s
 
 
 def source_of(library: FakeNvml, index: int = 0) -> NvmlSource:
@@ -122,6 +123,29 @@ def test_the_averaging_found_on_site_replaces_the_assumed_one() -> None:
         found = source.probe_averaging(load, for_s=2.0)
         assert found.averaging_s == pytest.approx(0.4, rel=0.02)
         assert source.info.averaging_s == found.averaging_s
+
+
+def test_a_step_that_shows_within_one_update_leaves_a_window_of_one_update() -> None:
+    box: list[FakeNvml] = []
+    busy_s: list[float] = []
+
+    def stepped() -> int:
+        updated_s = int(box[0].now_s / 0.1) * 0.1
+        noise = int(box[0].now_s / 0.1) % 7
+        return 10_000 + noise + (90_000 if busy_s and updated_s >= busy_s[0] else 0)
+
+    def load() -> None:
+        if not busy_s:
+            busy_s.append(box[0].now_s)
+
+    box.append(FakeNvml(instant=stepped))
+    with opened(source_of(box[0])) as source:
+        assert source.info.period_s == pytest.approx(0.1, rel=0.02)
+        source.probe_averaging(load, for_s=2.0)
+        assert source.info.averaging_s == source.info.period_s
+        # so the power is still integrated beside the counter
+        assert not source.info.power_from_counter
+        assert poll_interval_s(source.info) == pytest.approx(0.05, rel=0.02)
 
 
 class Simulated:

@@ -147,7 +147,7 @@ def test_what_is_built_in_a_precision_is_checked_and_deployed_in_it(
     monkeypatch.setattr("lpvit_engines.load_engine", noted)
     allocation = files.load(Allocation, job.path("allocation.json"))
     assert steps.check(job, allocation, seconds=0.05).dense.accuracy is not None
-    assert loaded == [precision] * 3  # dense, sparse, and the reference of the watch
+    assert loaded == [precision] * 4  # dense and sparse, and the references to watch either
 
 
 def test_weights_pruned_under_another_allocation_are_made_again(

@@ -13,7 +13,7 @@ import typer
 
 from lpvit_edge import doctor as doctor_module
 from lpvit_edge import power_cli
-from lpvit_edge.doctor import examine, pair_problem
+from lpvit_edge.doctor import Finding, Status, examine, pair_problem
 from lpvit_edge.errors import (
     EnvironmentUnfitError,
     FileFormatError,
@@ -190,9 +190,22 @@ def test_an_estimate_needs_a_stated_tdp_and_says_what_it_is(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("orin")
+def test_power_reads_the_source_that_is_named_or_says_why_not(run: Run) -> None:
+    read = run("power", "--seconds", "0.1", "--source", "jetson-sysfs", "--json")
+    assert json.loads(read.stdout)["source"] == "jetson-sysfs"
+    absent = run("power", "--source", "tegrastats").exception
+    assert isinstance(absent, EnvironmentUnfitError)
+    assert str(absent) == "tegrastats cannot be read here: this is not a Jetson"
+    unknown = run("power", "--source", "psychic").exception
+    assert isinstance(unknown, UnknownOptionError)
+    assert "there are jetson-sysfs, tegrastats, nvml, rapl, estimate" in str(unknown)
+
+
+@pytest.mark.usefixtures("orin")
 def test_an_estimate_never_takes_the_place_of_a_sensor(run: Run) -> None:
-    document = json.loads(run("power", "--seconds", "0.1", "--tdp-w", "65", "--json").stdout)
-    assert document["source"] == "jetson-sysfs"
+    result = run("power", "--seconds", "0.1", "--tdp-w", "65", "--json")
+    assert json.loads(result.stdout)["source"] == "jetson-sysfs"
+    assert "--tdp-w is not used" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--tdp-w", "0"), ("--seconds", "-1"), ("--interval", "0")])
@@ -206,7 +219,9 @@ def test_senseless_numbers_are_wrong_usage(run: Run, arguments: tuple[str, str])
         ("--replay", "LOG", "--record", "x.jsonl"),
         ("--replay", "LOG", "--tdp-w", "65"),
         ("--replay", "LOG", "--seconds", "2"),
+        ("--replay", "LOG", "--source", "rapl"),
         ("--interval", "0.1"),
+        ("--source", "rapl", "--tdp-w", "65"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_wrong_usage(
@@ -281,6 +296,19 @@ def test_tensorrt_alone_does_not_make_a_machine_fit(
     assert found["tensorrt"] == "10.3.0.30 (our engine for it has not run on a device yet)"
     assert found["engine"].startswith("cannot import tensorrt")  # a venv without system packages
     assert not report.is_fit
+
+
+def test_a_tensorrt_that_builds_makes_a_machine_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(status: Status) -> tuple[Finding, ...]:
+        return (Finding(area="tensorrt", name="one dense layer", status=status, found="x"),)
+
+    monkeypatch.setattr(doctor_module, "installed", lambda _: None)
+    monkeypatch.setattr(doctor_module, "_tensorrt", lambda _: built("ok"))
+    assert examine(root=tmp_path).is_fit
+    monkeypatch.setattr(doctor_module, "_tensorrt", lambda _: built("warning"))
+    assert not examine(root=tmp_path).is_fit
 
 
 def test_a_small_machine_with_an_old_processor_gets_remedies(tmp_path: Path) -> None:

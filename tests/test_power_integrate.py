@@ -142,7 +142,7 @@ def test_samples_outside_the_calls_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("period_s", "has_counter", "poll_s"),
+    ("period_s", "from_counter", "poll_s"),
     [
         (0.001, False, 0.02),
         (0.0066, False, 0.02),
@@ -152,7 +152,7 @@ def test_samples_outside_the_calls_do_not_count() -> None:
     ],
 )
 def test_a_source_is_polled_twice_per_update_and_at_most_50_times_a_second(
-    period_s: float, has_counter: bool, poll_s: float
+    period_s: float, from_counter: bool, poll_s: float
 ) -> None:
     info = SourceInfo(
         name="x",
@@ -164,7 +164,8 @@ def test_a_source_is_polled_twice_per_update_and_at_most_50_times_a_second(
         resolution_mw=None,
         period_s=period_s,
         averaging_s=0.0,
-        has_counter=has_counter,
+        has_counter=from_counter,
+        power_from_counter=from_counter,
         gain_class=None,
     )
     assert poll_interval_s(info) == poll_s

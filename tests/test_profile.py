@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from lpvit_edge import profile as profiling
@@ -13,7 +14,7 @@ from lpvit_edge.profile_doubts import reasons
 from lpvit_edge.profile_partial import Partial
 from lpvit_edge.profile_power import checked, origin
 from lpvit_edge.records import GemmCost, LayerShape, ModelIdentity, PowerNote
-from lpvit_profilers.base import STUCK, opened
+from lpvit_profilers.base import STUCK, Conditions, opened
 from lpvit_profilers.estimate import EstimatedSource
 
 
@@ -120,6 +121,22 @@ def test_what_an_interrupted_profile_left_is_not_measured_again(stopwatch: Stopw
     assert seen == list(range(3, 11))
 
 
+def test_costs_of_an_interrupted_profile_that_are_not_reached_yet_stay_on_disk(
+    stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = profiled()
+    without_first = every[1:]  # as when the first form drowned in its scatter
+    written: list[tuple[GemmCost, ...]] = []
+
+    def interrupted(costs: tuple[GemmCost, ...]) -> None:
+        written.append(costs)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profiled(kept=without_first, keep=interrupted)
+    assert sorted(written[0], key=repr) == sorted(every, key=repr)
+
+
 def test_dense_is_no_pattern_to_time_beside_dense() -> None:
     with pytest.raises(PruningError, match="timed without being named"):
         profiled(patterns=("64x1", "dense"))
@@ -217,24 +234,59 @@ def test_a_layers_energy_is_a_share_of_the_difference_or_unknown(
     energies = iter((full_mj, base_mj))
 
     def window(*_: object, **__: object) -> SimpleNamespace:
-        return SimpleNamespace(energy_mj=next(energies), calls=40, reason=None)
+        return SimpleNamespace(energy_mj=next(energies), calls=40, reason=None, is_stuck=False)
 
     monkeypatch.setattr("lpvit_profilers.energy_window.measure_window", window)
     runs: Any = {"full": lambda: None, "base": lambda: None}
     sensor: Any = None
-    assert profiling._energy_mj(runs, sensor, sensor, copies=4) == layer_mj
+    info: Any = SimpleNamespace(quality="measured")
+    half: Any = SimpleNamespace(copies=4, sparsity=0.5)
+    assert profiling._energy_mj(runs, sensor, info, form=half) == layer_mj
+
+
+@pytest.mark.parametrize(("full_mj", "layer_mj"), [(900.0, 0.0), (None, None)])
+def test_an_empty_layer_that_cannot_be_told_from_none_needs_no_energy(
+    monkeypatch: pytest.MonkeyPatch, full_mj: float | None, layer_mj: float | None
+) -> None:
+    energies = iter((full_mj, 1000.0))
+
+    def window(*_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(energy_mj=next(energies), calls=40, reason=None, is_stuck=False)
+
+    monkeypatch.setattr("lpvit_profilers.energy_window.measure_window", window)
+    runs: Any = {"full": lambda: None, "base": lambda: None}
+    info: Any = SimpleNamespace(quality="measured")
+    empty: Any = SimpleNamespace(copies=4, sparsity=1.0)
+    assert profiling._energy_mj(runs, info, info, form=empty) == layer_mj
 
 
 def test_a_window_with_a_doubt_gives_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = SimpleNamespace(energy_mj=900.0, calls=40, reason="the sensor and the work in step")
-    monkeypatch.setattr("lpvit_profilers.energy_window.measure_window", lambda *_, **__: found)
-    sensor: Any = None
-    assert profiling.call_energy_mj(lambda: None, sensor, sensor) is None
+    def measured(reason: str | None, *, stuck: bool, quality: str = "measured") -> float | None:
+        found = SimpleNamespace(energy_mj=900.0, calls=40, reason=reason, is_stuck=stuck)
+        monkeypatch.setattr("lpvit_profilers.energy_window.measure_window", lambda *_, **__: found)
+        info: Any = SimpleNamespace(quality=quality)
+        return profiling.call_energy_mj(lambda: None, info, info)
+
+    assert measured("the sensor and the work in step", stuck=False) is None
+    assert measured(None, stuck=True) is None
+    assert measured(None, stuck=False) == 22.5
+    assert measured(None, stuck=True, quality="estimated") == 22.5  # a load curve at a steady load
 
 
-def sensor(*, suspect: bool = False, stuck: bool = False, has_counter: bool = False) -> Any:
-    sampler = SimpleNamespace(was_suspect=suspect, never_moved=stuck)
-    return sampler, SimpleNamespace(has_counter=has_counter)
+def sensor(
+    *,
+    suspect: bool = False,
+    stuck: bool = False,
+    has_counter: bool = False,
+    quality: str = "measured",
+    throttling: tuple[str, ...] = (),
+) -> Any:
+    sampler = SimpleNamespace(
+        was_suspect=suspect,
+        never_moved=stuck,
+        conditions=lambda **_: (Conditions(), Conditions(throttling=throttling)),
+    )
+    return sampler, SimpleNamespace(has_counter=has_counter, quality=quality)
 
 
 def test_doubts_about_the_energies_are_in_the_profile() -> None:
@@ -256,6 +308,15 @@ def test_energies_of_a_stuck_sensor_do_not_pass_for_measured() -> None:
     # a counter is read, not the power that was made from it
     counted = checked(note, (cost(SMALL, energy_mj=1.0),), sensor(stuck=True, has_counter=True))
     assert counted == note
+    estimate = msgspec.structs.replace(note, quality="estimated")
+    costs = (cost(SMALL, energy_mj=1.0),)
+    assert checked(estimate, costs, sensor(stuck=True, quality="estimated")) == estimate
+
+
+def test_a_device_that_was_throttled_during_the_profile_is_said_to_have_been() -> None:
+    note = PowerNote(source="x", scope="module_input", quality="measured", reason=None)
+    found = checked(note, (cost(SMALL, energy_mj=1.0),), sensor(throttling=("heat", "brake")))
+    assert found.reason == "the device was throttled (brake, heat)"
 
 
 def said(*gemms: GemmCost, total: float = 1.0, **changes: Any) -> list[str]:

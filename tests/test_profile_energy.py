@@ -53,7 +53,7 @@ def test_each_form_and_the_rest_get_the_power_for_the_time_they_take(
     tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = ReplaySource(recording(tmp_path / "power.jsonl"), paced=True)
-    monkeypatch.setattr(detect, "default_source", lambda: source)
+    monkeypatch.setattr(detect, "default_source", lambda **_: source)
     monkeypatch.setattr(profiling, "ENERGY_WINDOW_S", 0.1)
     job = prepare_without_images(
         load_model(str(tiny_project / "model.toml")),

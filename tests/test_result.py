@@ -122,7 +122,9 @@ def met(checked: Check, asked: str, limit: float, *, key: str = "latency_ms") ->
     return target.met
 
 
-def made(target: str, target_ms: float, checked: Check) -> dict[str, Any]:
+def made(
+    target: str, target_ms: float, checked: Check, *, precision: str = "float32"
+) -> dict[str, Any]:
     export = ExportLog(
         model_sha256="00",
         onnx_sha256="00",
@@ -138,6 +140,7 @@ def made(target: str, target_ms: float, checked: Check) -> dict[str, Any]:
         ALLOCATION,
         export,
         checked,
+        precision=precision,
         targets=targets,
         curve=(),
         report="report.html",
@@ -148,6 +151,15 @@ def written(content: dict[str, Any], folder: Path) -> Path:
     path = folder / "optimize.json"
     path.write_bytes(msgspec.json.encode(content))
     return path
+
+
+def test_the_precision_is_that_of_the_checked_engines_and_another_profile_is_a_doubt() -> None:
+    same, other = (made("0.5x", 5.0, check(10.0, 4.0), precision=p) for p in ("float32", "bf16"))
+    assert (same["precision"], other["precision"]) == ("float32", "bf16")
+    assert other["profile_reasons"] == [
+        *same["profile_reasons"],
+        "it was measured in float32, and the engines ran in bf16",
+    ]
 
 
 @pytest.mark.parametrize(

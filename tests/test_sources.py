@@ -12,7 +12,16 @@ import msgspec
 import pytest
 
 from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, UnknownOptionError
-from lpvit_profilers.base import PowerSample, PowerSource, SourceInfo, opened
+from lpvit_profilers.base import (
+    CONTAINING,
+    Conditions,
+    PowerSample,
+    PowerSource,
+    Scope,
+    SourceInfo,
+    WorkingPart,
+    opened,
+)
 from lpvit_profilers.detect import default_source, detect, why_none
 from lpvit_profilers.estimate import EstimatedSource, estimated_power_mw
 from lpvit_profilers.fake_nvml import FakeNvml
@@ -296,6 +305,59 @@ def test_the_best_source_is_chosen_by_what_is_there(tree: str, expected: list[st
     assert usable(SYSFS / tree) == expected
     chosen = default_source(SYSFS / tree)
     assert [type(chosen).__name__] == (["JetsonSysfsSource"] if expected else ["NoneType"])
+
+
+class Board:
+    """A source of one scope that always reads 30 W."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.info = SourceInfo(
+            name="board",
+            sensor="made for this test",
+            scope=scope,
+            quality="measured",
+            total_rule="VDD_IN",
+            rails=(),
+            resolution_mw=None,
+            period_s=0.01,
+            averaging_s=0.0,
+            has_counter=False,
+            gain_class=None,
+        )
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def conditions(self) -> Conditions:
+        return Conditions()
+
+    def sample(self) -> PowerSample:
+        return PowerSample(t_ns=1, rails_mw={}, total_mw=30_000.0, quality="measured")
+
+
+@pytest.mark.usefixtures("no_vendor")
+def test_the_source_chosen_covers_the_part_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpvit_profilers.detect.NvmlSource", lambda: Board("gpu_board"))
+    monkeypatch.setattr("lpvit_profilers.detect.RaplSource", lambda _: Board("cpu_package"))
+
+    def scope(working: WorkingPart | None) -> Scope | None:
+        chosen = default_source(tmp_path, working=working)
+        return None if chosen is None else chosen.info.scope
+
+    assert (scope("cpu"), scope("gpu"), scope(None)) == ("cpu_package", "gpu_board", "gpu_board")
+    monkeypatch.setattr("lpvit_profilers.detect.RaplSource", lambda _: Board("rail"))
+    assert scope("cpu") is None
+    reasons = why_none(detect(tmp_path), working="cpu")
+    assert "nvml: it measures VDD_IN, gpu_board, measured, and the work is on the CPU" in reasons
+    assert "nvml" not in why_none(detect(tmp_path))
+    # on a Jetson the module's input covers both
+    for part in CONTAINING:
+        assert type(default_source(SYSFS / "orin_nano", working=part)).__name__ == (
+            "JetsonSysfsSource"
+        )
 
 
 @pytest.mark.usefixtures("no_vendor")

@@ -106,13 +106,17 @@ def test_the_energy_of_the_rest_is_the_emptied_networks_less_its_empty_layers() 
     assert rest_energy_mj(REST_MJ + 15.0, LAYERS, GEMMS, emptied_as) == pytest.approx(REST_MJ)
     assert rest_energy_mj(None, LAYERS, GEMMS, emptied_as) is None
     silent = tuple(msgspec.structs.replace(g, energy_mj=None) for g in GEMMS)
-    assert rest_energy_mj(9.0, LAYERS, silent, emptied_as) == 9.0
+    assert rest_energy_mj(9.0, LAYERS, silent, emptied_as) is None  # a window that failed
     assert rest_energy_mj(9.0, LAYERS, silent, {}) is None  # what a dense layer needs is not known
+    nothing = tuple(msgspec.structs.replace(g, energy_mj=0.0) for g in GEMMS)
+    assert rest_energy_mj(9.0, LAYERS, nothing, emptied_as) == 9.0
 
 
 def test_the_energies_of_the_parts_are_held_against_the_whole_network() -> None:
     # dense layers take 2 + 1 + 2 + 1 ms at 6 W beside the 4 mJ of the rest
     assert energy_sum(50.0, REST_MJ, LAYERS, GEMMS) == pytest.approx(40.0 / 50.0)
+    # and 25 % more of each where that is what they take more in time
+    assert energy_sum(50.0, REST_MJ, LAYERS, GEMMS, factor=1.25) == pytest.approx(49.0 / 50.0)
     assert energy_sum(None, REST_MJ, LAYERS, GEMMS) is None
     assert energy_sum(50.0, None, LAYERS, GEMMS) is None
     silent = tuple(msgspec.structs.replace(g, energy_mj=None) for g in GEMMS)

@@ -11,7 +11,7 @@ import msgspec
 
 from lpvit_edge.dashboard.snapshot import Power
 from lpvit_edge.errors import LpvitEdgeError
-from lpvit_profilers.base import Conditions, PowerSample, PowerSource, SourceInfo
+from lpvit_profilers.base import Conditions, PowerSample, PowerSource, SourceInfo, WorkingPart
 from lpvit_profilers.integrate import MAX_GAP_S
 
 if TYPE_CHECKING:
@@ -148,15 +148,22 @@ class PowerMonitor:
             self._energy_mj += ((before.total_mw or 0.0) + (after.total_mw or 0.0)) / 2 * seconds
 
 
-def monitor_of_this_device(root: Path = Path("/")) -> PowerMonitor:
-    """The best sensor that measures here; without one, a monitor that says why."""
+def monitor_of_this_device(
+    root: Path = Path("/"), *, working: WorkingPart | None = None
+) -> PowerMonitor:
+    """The best sensor that measures here and covers the part that works, where one is named.
+
+    Without one, a monitor that says why.
+    """
     from lpvit_profilers.detect import default_source, detect, why_none
 
-    source = default_source(root)
+    source = default_source(root, working=working)
     if source is not None:
         return PowerMonitor(source)
     found: tuple[Detected, ...] = detect(root)
-    return PowerMonitor(None, reason=f"no power sensor can be read here: {why_none(found)}")
+    return PowerMonitor(
+        None, reason=f"no power sensor can be read here: {why_none(found, working=working)}"
+    )
 
 
 def _named(info: SourceInfo, power: Power) -> Power:

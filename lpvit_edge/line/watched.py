@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lpvit_edge.bundle import REFERENCE, Bundle
 from lpvit_edge.deps import require
+from lpvit_edge.energy import working_part
 from lpvit_edge.errors import LpvitEdgeError
 from lpvit_edge.line.config import LineConfig
 
@@ -42,7 +43,8 @@ def watched(
     from lpvit_edge.dashboard.server import serve
 
     with ExitStack() as stack:
-        hub = stack.enter_context(Hub(device=device_identity(), power=monitor_of_this_device()))
+        power = monitor_of_this_device(working=working_part(bundle.manifest.engine))
+        hub = stack.enter_context(Hub(device=device_identity(), power=power))
         show_bundle(hub, bundle)
         stack.enter_context(serve(hub, bind=bind, token=token))
         yield hub

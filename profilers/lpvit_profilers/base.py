@@ -4,14 +4,23 @@ A source never invents a number: a rail that cannot be read is absent from the s
 that cannot be formed is None and stands beside a reason.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+if TYPE_CHECKING:
+    from lpvit_profilers.nvml_probe import SensorTiming
+
 # What a total covers. "module" is a sum of rails that has no sensor of its own at the input.
 Scope = Literal["module_input", "board_input", "module", "gpu_board", "rail", "cpu_package"]
+# The part of the machine that works: a total has to contain it, or it measures something else.
+WorkingPart = Literal["cpu", "gpu"]
+CONTAINING: Mapping[WorkingPart, Sequence[Scope]] = {
+    "cpu": ("module_input", "board_input", "module", "cpu_package"),
+    "gpu": ("module_input", "board_input", "module", "gpu_board"),
+}
 Quality = Literal["measured", "summed", "estimated", "suspect", "unavailable"]
 # Power never stands still: so many equal readings come from a sensor that does.
 STUCK_AFTER = 20
@@ -23,7 +32,8 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `total_rule` says which rail, or which sum, is the total. `resolution_mw` is one step of the
     total where it is known. `period_s` is how often the sensor has something new and
-    `averaging_s` how far back one reading looks. `gain_class` is a stated relative error of the
+    `averaging_s` how far back one reading looks. Where `power_from_counter`, power is the step of
+    the energy counter and tells nothing beside it. `gain_class` is a stated relative error of the
     sensor's gain; None means that nobody has calibrated it.
     """
 
@@ -38,6 +48,7 @@ class SourceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     averaging_s: float
     has_counter: bool
     gain_class: float | None
+    power_from_counter: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -96,8 +107,9 @@ class PowerSource(Protocol):
 class ProbesAveraging(Protocol):
     """A source that can find on site how far back one of its readings looks."""
 
-    def probe_averaging(self, load: Callable[[], object], *, for_s: float) -> object:
+    def probe_averaging(self, load: Callable[[], object], *, for_s: float) -> "SensorTiming":
         """Step from idle to `load`, called again and again, and remember what `info` then says."""
+        ...
 
 
 SourceT = TypeVar("SourceT", bound=PowerSource)

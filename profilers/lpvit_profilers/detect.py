@@ -6,9 +6,16 @@ from pathlib import Path
 
 import msgspec
 
-from lpvit_edge.errors import EnvironmentUnfitError, MissingDependencyError
+from lpvit_edge.errors import EnvironmentUnfitError, MissingDependencyError, UnknownOptionError
 from lpvit_profilers import tegra
-from lpvit_profilers.base import PowerSample, PowerSource, SourceInfo, opened
+from lpvit_profilers.base import (
+    CONTAINING,
+    PowerSample,
+    PowerSource,
+    SourceInfo,
+    WorkingPart,
+    opened,
+)
 from lpvit_profilers.estimate import EstimatedSource
 from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 from lpvit_profilers.nvml import NvmlSource
@@ -40,17 +47,58 @@ def detect(root: Path = Path("/"), *, tdp_w: float | None = None) -> tuple[Detec
     return tuple(_try(candidate) for candidate in _candidates(root, tdp_w))
 
 
-def default_source(root: Path = Path("/")) -> PowerSource | None:
-    """The best source that measures here, not open yet; None where there is none."""
+def default_source(
+    root: Path = Path("/"), *, working: WorkingPart | None = None
+) -> PowerSource | None:
+    """The best source that measures here, not open yet; None where there is none.
+
+    Where the part that works is named, its total contains that part: the board of an idle GPU
+    would give a steady, plausible and wrong power for work of the processor.
+    """
     for candidate in _candidates(root, None):
-        if _try(candidate).usable:
+        found = _try(candidate)
+        if _fits(found, working):
             return candidate.make()
     return None
 
 
-def why_none(found: Sequence[Detected]) -> str:
-    """One sentence for a report: why there is no power on this machine."""
-    return "; ".join(f"{d.name}: {d.reason}" for d in found if not d.usable)
+def source_named(name: str, root: Path = Path("/")) -> PowerSource:
+    """One source of those that detect() tries, not open yet.
+
+    Raises UnknownOptionError for another name and EnvironmentUnfitError where it does not measure.
+    """
+    known = {candidate.name: candidate for candidate in _candidates(root, None)}
+    if name not in known:
+        raise UnknownOptionError(
+            f"no power source is called {name!r}; there are {', '.join(known)}"
+        )
+    found = _try(known[name])
+    if not found.usable:
+        raise EnvironmentUnfitError(f"{name} cannot be read here: {found.reason}")
+    return known[name].make()
+
+
+def covers(found: Detected, working: WorkingPart | None) -> bool:
+    """Whether the source's total contains the part of the machine that works."""
+    if working is None or found.info is None:
+        return True
+    return found.info.scope in CONTAINING[working]
+
+
+def why_none(found: Sequence[Detected], *, working: WorkingPart | None = None) -> str:
+    """One sentence for a report: why there is no power on this machine, or not of this part."""
+    reasons = [f"{d.name}: {_why_not(d, working)}" for d in found if not _fits(d, working)]
+    return "; ".join(reasons)
+
+
+def _fits(found: Detected, working: WorkingPart | None) -> bool:
+    return found.usable and covers(found, working)
+
+
+def _why_not(found: Detected, working: WorkingPart | None) -> str:
+    if not found.usable or working is None:
+        return found.reason
+    return f"it measures {found.reason}, and the work is on the {working.upper()}"
 
 
 def _candidates(root: Path, tdp_w: float | None) -> tuple[_Candidate, ...]:

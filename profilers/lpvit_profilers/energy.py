@@ -11,7 +11,7 @@ milliseconds, so calls are never measured alone.
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lpvit_profilers.base import PowerSource, ProbesAveraging
 from lpvit_profilers.energy_records import EnergyMeasurement
@@ -48,42 +48,89 @@ def measure_energy(
     `max_warmup_s` is by default six windows, at most 60 s. Returns None for every energy, with
     the reasons, where the source cannot tell; raises MeasurementError when the sampler fails.
     """
+    return measure_energies(
+        {"run": run},
+        source,
+        window_s=window_s,
+        repeats=repeats,
+        idle_s=idle_s,
+        max_warmup_s=max_warmup_s,
+        max_cooldown_s=max_cooldown_s,
+        seed=seed,
+    )["run"]
+
+
+def measure_energies(
+    runs: Mapping[str, _Run],
+    source: PowerSource,
+    *,
+    window_s: float = DEFAULT_S,
+    repeats: int = REPEATS,
+    idle_s: float | None = None,
+    max_warmup_s: float | None = None,
+    max_cooldown_s: float = 10.0,
+    seed: int | None = None,
+) -> dict[str, EnergyMeasurement]:
+    """The same for several, to be compared: their repeats take turns, so that drift meets all.
+
+    The order is reversed from one repeat to the next.
+    """
     if not window_s > 0 or repeats < 1:
         raise ValueError(f"window_s is {window_s} and repeats {repeats}; both must be above 0")
     rest_s = window_s / 2 if idle_s is None else idle_s
     warm_limit_s = min(60.0, 6 * window_s) if max_warmup_s is None else max_warmup_s
     generator = random.Random(seed)
-    if isinstance(source, ProbesAveraging):  # while it is idle, and nobody else reads it
-        source.probe_averaging(run, for_s=min(_PROBE_S, window_s))
+    averaging_unknown = _probed(source, next(iter(runs.values())), min(_PROBE_S, window_s))
     with Sampler(source, seed=seed, watch_s=min(_WATCH_S, window_s / 3)) as sampler:
         time.sleep(2 * sampler.poll_s + 2 * source.info.period_s + source.info.averaging_s)
         start = source.conditions()
         idle_before = measure_window(_rest, sampler, source.info, for_s=rest_s)
-        unsettled = _warm_up(run, source, block_s=min(1.0, window_s / 3), limit_s=warm_limit_s)
+        block_s = min(1.0, window_s / 3)
+        unsettled = {
+            name: _warm_up(run, source, block_s=block_s, limit_s=warm_limit_s)
+            for name, run in runs.items()
+        }
         warm_c = source.conditions().temperature_c
-        turns = []
-        for _ in range(repeats):
-            _cool_down(source, warm_c, max_cooldown_s)
-            # A new phase between the work and the sensor for every repeat.
-            time.sleep(generator.uniform(0.0, 0.1))
-            before = source.conditions()
-            window = measure_window(run, sampler, source.info, for_s=window_s)
-            during = sampler.conditions(begin_ns=window.begin_ns, end_ns=window.end_ns)
-            after = source.conditions()
-            turns.append(Turn(window=window, before=before, during=during, after=after))
+        turns: dict[str, list[Turn]] = {name: [] for name in runs}
+        for repeat in range(repeats):
+            for name in list(runs) if repeat % 2 == 0 else reversed(list(runs)):
+                _cool_down(source, warm_c, max_cooldown_s)
+                # A new phase between the work and the sensor for every repeat.
+                time.sleep(generator.uniform(0.0, 0.1))
+                turns[name].append(_turn(runs[name], source, sampler, window_s))
         idle_after = measure_window(_rest, sampler, source.info, for_s=rest_s)
-        session = Session(
-            info=source.info,
-            window_s=window_s,
-            start=start,
-            end=source.conditions(),
-            idle_before=idle_before,
-            idle_after=idle_after,
-            turns=tuple(turns),
-            unsettled=unsettled,
-            was_suspect=sampler.was_suspect,
+        end, was_suspect = source.conditions(), sampler.was_suspect
+    return {
+        name: summarise(
+            Session(
+                info=source.info,
+                window_s=window_s,
+                start=start,
+                end=end,
+                idle_before=idle_before,
+                idle_after=idle_after,
+                turns=tuple(turns[name]),
+                averaging_unknown=averaging_unknown,
+                unsettled=unsettled[name],
+                was_suspect=was_suspect,
+            )
         )
-    return summarise(session)
+        for name in runs
+    }
+
+
+def _probed(source: PowerSource, run: _Run, for_s: float) -> str | None:
+    """Let the source find how far back it looks, while it is idle and nobody else reads it."""
+    if not isinstance(source, ProbesAveraging):
+        return None
+    return source.probe_averaging(run, for_s=for_s).reason
+
+
+def _turn(run: _Run, source: PowerSource, sampler: Sampler, window_s: float) -> Turn:
+    before = source.conditions()
+    window = measure_window(run, sampler, source.info, for_s=window_s)
+    during = sampler.conditions(begin_ns=window.begin_ns, end_ns=window.end_ns)
+    return Turn(window=window, before=before, during=during, after=source.conditions())
 
 
 def _rest() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from lpvit_profilers.base import STUCK, STUCK_AFTER, Conditions, Quality, SourceInfo
+from lpvit_profilers.base import STUCK, Conditions, Quality, SourceInfo
 from lpvit_profilers.energy_records import EnergyMeasurement, EnergyRepeat
 from lpvit_profilers.energy_window import Window
 from lpvit_profilers.uncertainty import (
@@ -40,6 +40,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     idle_before: Window
     idle_after: Window
     turns: tuple[Turn, ...]
+    averaging_unknown: str | None = None
     unsettled: str | None
     was_suspect: bool
 
@@ -132,7 +133,13 @@ def _idle_mw(session: Session) -> float | None:
 def _quality(session: Session, gross_mj: float | None) -> Quality:
     if gross_mj is None:
         return "unavailable"
-    return "suspect" if session.was_suspect else session.info.quality
+    suspect = session.was_suspect or _is_stuck(session)
+    return "suspect" if suspect else session.info.quality
+
+
+def _is_stuck(session: Session) -> bool:
+    """A load curve at a steady load gives one value and is no sensor that could be stuck."""
+    return session.info.quality != "estimated" and any(t.window.is_stuck for t in session.turns)
 
 
 def _percentile_ms(intervals_s: list[float], percent: float) -> float | None:
@@ -170,8 +177,13 @@ def _reasons(session: Session, repeats: tuple[EnergyRepeat, ...]) -> tuple[str, 
     reasons += _distinct(w.reason for w in windows if w.energy_mj is not None)
     if session.was_suspect:
         reasons.append("some readings contradict each other (a rail above its own total)")
-    if any(w.samples >= STUCK_AFTER and w.distinct == 1 and w.counter_mj is None for w in windows):
+    if _is_stuck(session):
         reasons.append(STUCK)
+    if session.averaging_unknown is not None:
+        reasons.append(
+            f"how far back a reading looks was not found ({session.averaging_unknown}); it is "
+            f"taken as {session.info.averaging_s:g} s"
+        )
     reasons += _drifts(repeats)
     reasons += _methods_apart(windows)
     for when, idle in (("before", session.idle_before), ("after", session.idle_after)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from lpvit_profilers.base import SourceInfo
+from lpvit_profilers.base import STUCK_AFTER, PowerSample, SourceInfo
 from lpvit_profilers.integrate import (
     MAX_GAP_S,
     PHASES,
@@ -55,6 +55,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
         return self.integral_mj if self.counter_mj is None else self.counter_mj
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether power that never moved was all there was to go by."""
+        return self.counter_mj is None and self.samples >= STUCK_AFTER and self.distinct == 1
+
+    @property
     def power_mw(self) -> float | None:
         return None if self.energy_mj is None else self.energy_mj / self.duration_s
 
@@ -92,7 +97,7 @@ def measure_window(step: Step, sampler: Sampler, info: SourceInfo, *, for_s: flo
 def _edge(step: Step, sampler: Sampler, info: SourceInfo) -> _Edge:
     if not info.has_counter:
         return _Edge(t_ns=time.monotonic_ns(), energy_mj=None, calls=0)
-    first = sampler.read()
+    first = _counting(sampler)
     limit_ns = first.t_ns + int(_TICK_LIMIT_S * 1e9)
     calls = 0
     while True:
@@ -108,6 +113,15 @@ def _edge(step: Step, sampler: Sampler, info: SourceInfo) -> _Edge:
             )
         if latest.t_ns > limit_ns:
             return _Edge(t_ns=latest.t_ns, energy_mj=None, calls=calls)
+
+
+def _counting(sampler: Sampler) -> PowerSample:
+    """A reading with a value of the counter, so that the next other value is a step of it."""
+    first = latest = sampler.read()
+    while latest.energy_mj is None and latest.t_ns < first.t_ns + int(_TICK_LIMIT_S * 1e9):
+        time.sleep(0.001)
+        latest = sampler.read()
+    return latest
 
 
 def _evaluate(
@@ -148,8 +162,7 @@ def _counted_mj(before: _Edge, after: _Edge) -> tuple[float | None, bool]:
 
 def _mean_power(begin_ns: int, end_ns: int, trace: Trace, info: SourceInfo) -> MeanPower:
     """Mean of the samples, without the part in which an averaging sensor still looks back."""
-    if info.has_counter and info.averaging_s == 0:
-        # The power of such a source is made from the counter itself and checks nothing.
+    if info.power_from_counter:  # it would check the counter against itself
         return MeanPower(power_mw=None, samples=0)
     if info.averaging_s >= _LONG_AVERAGE_S:
         begin_ns += int(_TRIM_HEAD * info.averaging_s * 1e9)

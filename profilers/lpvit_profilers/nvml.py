@@ -134,7 +134,9 @@ class NvmlSource:
         """
         found = probe_averaging(self._read_slowly, load, for_s=for_s, clock=self._clock)
         if found.averaging_s is not None:
-            self._info = msgspec.structs.replace(self.info, averaging_s=found.averaging_s)
+            # A step that shows within one update tells only that the window is no longer than that.
+            averaging_s = max(found.averaging_s, self.info.period_s)
+            self._info = msgspec.structs.replace(self.info, averaging_s=averaging_s)
         return found
 
     def _read_slowly(self) -> float | None:

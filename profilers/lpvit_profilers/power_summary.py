@@ -111,7 +111,8 @@ def summarise_power(info: SourceInfo, samples: Iterable[PowerSample]) -> PowerSu
             continue
         total.add(sample.total_mw)
         energy.add(sample.t_ns, sample.total_mw)
-    if quality != "suspect" and total.is_stuck:
+    # A load curve at a steady load gives one value and is no sensor that could be stuck.
+    if quality not in ("suspect", "estimated") and total.is_stuck:
         quality, reason = "suspect", STUCK
     return PowerSummary(
         source=info.name,

@@ -79,6 +79,7 @@ class RaplSource:
             period_s=_PERIOD_S,
             averaging_s=0.0,
             has_counter=True,
+            power_from_counter=True,
             gain_class=None,
             notes=(_NOTES[self._prefix],),
         )

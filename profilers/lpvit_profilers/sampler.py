@@ -40,7 +40,7 @@ def poll_interval_s(info: SourceInfo) -> float:
 
     A pure counter misses nothing between two readings, so it is read ten times a second.
     """
-    if info.has_counter and info.averaging_s == 0:
+    if info.power_from_counter:
         return COUNTER_POLL_S
     return max(SHORTEST_POLL_S, info.period_s / 2)
 
