@@ -69,7 +69,7 @@ def optimize(
     weights: options.Weights = None,
     calibration: options.Calibration = None,
     heldout: options.Heldout = None,
-    images: options.Images = 256,
+    images: options.Images = options.IMAGES,
     engine: options.Engine = "openvino",
     threads: options.Threads = 0,
     patterns: options.Patterns = options.BY_ENGINE,
@@ -136,7 +136,7 @@ def sensitivity(
     weights: options.Weights = None,
     calibration: options.Calibration = None,
     heldout: options.Heldout = None,
-    images: options.Images = 256,
+    images: options.Images = options.IMAGES,
     engine: options.Engine = "openvino",
     patterns: options.Patterns = options.BY_ENGINE,
     json: options.Json = False,
@@ -187,11 +187,11 @@ def build(
         file = Path(model)
         print(build_file(file, engine=engine, precision=precision, python_free=python_free))
         return
-    from lpvit_edge import files, int8, steps
+    from lpvit_edge import files, steps
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    images = int8.IMAGES if (engine, precision) == ("tensorrt", "int8") else 8
+    images = options.IMAGES
     job = options.job(model, out, weights, calibration, heldout, images, engine, threads, "64x1")
     if python_free and engine != "tensorrt":
         raise UnknownOptionError(f"--python-free is for --engine tensorrt, not {engine}")
@@ -220,7 +220,8 @@ def check(
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    job = options.job(model, out, weights, calibration, heldout, 1, engine, threads, "64x1")
+    images = options.IMAGES  # of the drift reference
+    job = options.job(model, out, weights, calibration, heldout, images, engine, threads, "64x1")
     record = steps.check(job, allocation, seconds=options.window_s(window))
     drop = "no labels" if record.accuracy_drop is None else f"{100 * record.accuracy_drop:.2f}"
     print(f"{job.path('check.json')}: {record.speedup:.2f}x faster, accuracy drop {drop} points")

@@ -25,6 +25,7 @@ Calibration: TypeAlias = Annotated[
 Heldout: TypeAlias = Annotated[
     Path | None, typer.Option(help="Folder of held-out images, a subfolder per class.")
 ]
+IMAGES = 256  # of calibration, unless told otherwise
 Images: TypeAlias = Annotated[int, typer.Option(min=1, help="How many calibration images to use.")]
 Out: TypeAlias = Annotated[Path, typer.Option("--out", "-o", help="The run folder.")]
 Engine: TypeAlias = Annotated[str, typer.Option(help="The engine that runs the model.")]

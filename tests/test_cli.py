@@ -242,3 +242,26 @@ def test_prune_matches_outputs_if_asked_and_says_what_that_did(
     assert f"{log.loss_after:.4f} after {log.kept_step} of 300 steps" in matched
     assert log.loss_after <= log.loss_before
     assert log.model_sha256 == files.sha256_of(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("verb", ["build", "check"])
+def test_build_and_check_take_as_many_calibration_images_as_optimize(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few of them `check` left no drift reference, and then both were refused."""
+    from typer.testing import CliRunner
+
+    from lpvit_edge import options
+
+    fixture = ROOT / "tests" / "fixtures" / "records" / "allocation.2.json"
+    (tmp_path / "allocation.json").write_bytes(fixture.read_bytes())
+    asked: list[int] = []
+
+    def job(*arguments: Any) -> None:
+        asked.append(arguments[5])
+        raise typer.Exit(0)
+
+    monkeypatch.setattr(options, "job", job)
+    done = CliRunner().invoke(app, [verb, "model.toml", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert asked == [options.IMAGES]
