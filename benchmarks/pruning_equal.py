@@ -77,6 +77,12 @@ def beside(uniform: Network, networks: Sequence[Network], *, pattern: str) -> Ne
     return max(allocated, key=lambda n: n.latency_ms, default=None)
 
 
+def designed(uniform: Network, networks: Sequence[Network]) -> Network | None:
+    """The network allocated in the same pattern for this one's predicted latency."""
+    key = ("allocated", uniform.pattern, uniform.sparsity)
+    return next((n for n in networks if (n.plan, n.pattern, n.sparsity) == key), None)
+
+
 def front(networks: Sequence[Network]) -> list[Network]:
     """The uniform networks that no other one beats in latency and in accuracy at once."""
     uniform = sorted((n for n in networks if n.plan == "uniform"), key=lambda n: n.latency_ms)
@@ -119,27 +125,29 @@ def _model(model: str, section: dict[str, Any]) -> Iterator[str]:
     unstable = section["unstable"]
     calls = f"{len(unstable)} of them called unstable" if unstable else "all stable"
     yield (
-        f"Dense {section['dense_ms']:.2f} ms, {section['threads']} thread(s), OpenVINO; networks "
+        f"Dense {section['dense_ms']:.2f} ± {section['dense_mad_ms']:.2f} ms (median and median "
+        f"absolute deviation), {section['threads']} thread(s), OpenVINO; networks "
         f"timed in turns, {calls}. The profile: {doubts}."
     )
     for pattern in dict.fromkeys(n.pattern for n in networks if n.plan == "uniform"):
-        yield f"### {pattern}"
         of = [n for n in networks if n.plan == "uniform" and n.pattern == pattern]
-        yield _table(of, networks, pattern=pattern)
+        yield f"### {pattern}, at equal measured latency"
+        yield _table([(u, beside(u, networks, pattern=pattern)) for u in of])
+        yield f"### {pattern}, at equal predicted latency"
+        yield _table([(u, designed(u, networks)) for u in of])
     if any(n.pattern == MIXED for n in networks):
         yield "### All patterns mixed, against the uniform networks that no other one beats"
-        yield _table(front(networks), networks, pattern=MIXED)
+        yield _table([(u, beside(u, networks, pattern=MIXED)) for u in front(networks)])
     yield _trials(networks)
 
 
-def _table(uniform: Sequence[Network], networks: Sequence[Network], *, pattern: str) -> str:
+def _table(pairs: Sequence[tuple[Network, Network | None]]) -> str:
     lines = [
         "| uniform | measured | its drop | allocated, measured | its drop "
         "| 2 x allocated - uniform | |",
         "|---" * 7 + "|",
     ]
-    for u in uniform:
-        a = beside(u, networks, pattern=pattern)
+    for u, a in pairs:
         left = f"| {u.pattern} {u.sparsity:.0%} | {_latency(u)} | {_drop(u)} |"
         if a is None:
             lines.append(f"{left} none was as fast | | | |")
@@ -153,7 +161,7 @@ def _table(uniform: Sequence[Network], networks: Sequence[Network], *, pattern: 
 
 
 def _latency(n: Network) -> str:
-    return f"{n.share:.3f}x"
+    return f"{n.latency_ms:.2f} ± {n.mad_ms:.2f} ms"
 
 
 def _drop(n: Network) -> str:

@@ -14,6 +14,7 @@ from benchmarks.pruning import Cell, cells, measured  # noqa: E402
 from benchmarks.pruning_equal import (  # noqa: E402
     Network,
     beside,
+    designed,
     front,
     halved,
     packed,
@@ -247,6 +248,7 @@ def test_the_slowest_allocated_network_that_is_no_slower_is_set_beside() -> None
     assert found is networks[1]
     assert beside(network("uniform", 3.9, wrong=9), networks, pattern="64x64") is None
     assert beside(network("uniform", 5.0, wrong=9), networks, pattern="mixed") is None
+    assert designed(network("uniform", 1.0, wrong=9), networks) is networks[0]  # by what was asked
 
 
 def test_a_uniform_network_that_another_beats_in_both_is_not_on_the_front() -> None:
