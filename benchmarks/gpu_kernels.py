@@ -268,7 +268,7 @@ def main() -> int:
             command=" ".join(["python -m benchmarks.gpu_kernels", *sys.argv[1:]]),
             device=device,
             machine=machine,
-            torch=torch.__version__,
+            torch=str(torch.__version__),  # a TorchVersion
             cuda=cuda,
             dtype=chosen.dtype,
             rounds=chosen.rounds,

@@ -245,7 +245,7 @@ def main() -> int:
                 command=" ".join(["python -m benchmarks.gpu_model", *sys.argv[1:]]),
                 device=device,
                 machine=machine,
-                torch=torch.__version__,
+                torch=str(torch.__version__),  # a TorchVersion
                 dtype=chosen.dtype,
                 rounds=chosen.rounds,
                 energy_rounds=ENERGY_ROUNDS,

@@ -231,7 +231,7 @@ def main() -> int:
             device=device,
             machine=machine,
             multiprocessors=cores,
-            torch=torch.__version__,
+            torch=str(torch.__version__),  # a TorchVersion
             dtype=chosen.dtype,
             rounds=chosen.rounds,
             sieve_rounds=SIEVE_ROUNDS,

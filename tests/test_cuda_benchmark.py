@@ -1,6 +1,7 @@
 """The GPU benchmark of layers without a GPU: the same paths on CPU tensors, under graphs that are
 fakes."""
 
+import struct
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from benchmarks.gpu_machine import silent
 from benchmarks.gpu_records import KernelRow, KernelTable
 from benchmarks.gpu_rounds import WRONG, DeviceLostError, Spread, nothing
 from benchmarks.gpu_timing import Roofline
+from tests.cuda.fake_driver import State
 from tests.cuda.fake_graphs import FakeGraphs
 
 ROOFLINE = Roofline(flops_per_s=1e12, bytes_per_s=1e9)
@@ -264,16 +266,33 @@ def test_the_launch_benchmark_writes_what_it_measured_and_how(
     found = msgspec.json.decode(out.read_bytes(), type=gpu_launch.LaunchTime)
     assert (found.rounds, found.launches) == (3, 5)
     assert found.command == f"python -m benchmarks.gpu_launch {' '.join(sys.argv[1:])}"
-    assert 0 < found.range_us[0] <= found.median_us <= found.range_us[1]
+    assert [path.path for path in found.paths] == list(gpu_launch.PATHS)
+    for path in found.paths:
+        assert 0 < path.range_us[0] <= path.median_us <= path.range_us[1]
+
+
+def test_every_way_to_a_launch_reaches_the_driver_with_the_same_numbers() -> None:
+    with gpu_launch.fake_kernel() as kernel:
+        state = State.in_dll(kernel._driver, "fake")
+        for number, way in enumerate(gpu_launch.PATHS.values(), start=1):
+            way(kernel)()
+            assert (state.launches, list(state.grid)) == (number, [48, 4, 1])
+            assert struct.unpack_from("<3i", bytes(state.parameters), 48) == (197, 768, 3072)
 
 
 def test_the_record_of_launches_holds_the_median_the_quartiles_and_the_extremes() -> None:
-    found = gpu_launch.record_of([5.0, 1.0, 3.0, 2.0, 4.0], launches=7, command="a command")
+    found = gpu_launch.path_time("a way", [5.0, 1.0, 3.0, 2.0, 4.0])
     assert (found.median_us, found.quartiles_us, found.range_us) == (3.0, (1.5, 4.5), (1.0, 5.0))
+    assert found.below_goal
+    assert not gpu_launch.path_time("a way", [5.0, 5.0]).below_goal
 
 
-def test_the_committed_launch_time_is_a_record_of_this_benchmark_and_below_its_goal() -> None:
+def test_the_committed_launch_times_are_of_this_benchmark_and_the_launcher_meets_its_goal() -> None:
     path = Path(gpu_launch.__file__).parent / "results/gpu_launch.json"
     found = msgspec.json.decode(path.read_bytes(), type=gpu_launch.LaunchTime)
     assert (found.rounds, found.launches) == (gpu_launch.ROUNDS, gpu_launch.LAUNCHES)
-    assert found.median_us < found.goal_us == gpu_launch.GOAL_US
+    assert [way.path for way in found.paths] == list(gpu_launch.PATHS)
+    assert found.goal_us == gpu_launch.GOAL_US
+    for way in found.paths:
+        assert way.below_goal == (way.median_us < found.goal_us)
+    assert found.paths[0].below_goal

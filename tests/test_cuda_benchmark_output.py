@@ -1,6 +1,7 @@
 """What a run of the GPU benchmarks leaves behind when cut off, and what it says of the GPU."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-pytest.importorskip("torch", reason="the benchmark compares torch's kernels")
+torch = pytest.importorskip("torch", reason="the benchmark compares torch's kernels")
+pytest.importorskip("timm", reason="the whole-model benchmark builds a timm model")
 
-from benchmarks.gpu_machine import told_by
-from benchmarks.gpu_output import RUNNING, collected, ended, save, without, writable
-from benchmarks.gpu_rounds import DeviceLostError
+from benchmarks import gpu_kernels, gpu_model, gpu_tune  # noqa: E402
+from benchmarks.gpu_machine import silent, told_by  # noqa: E402
+from benchmarks.gpu_output import RUNNING, collected, ended, save, without, writable  # noqa: E402
+from benchmarks.gpu_records import KernelTable, ModelTable, TuneTable  # noqa: E402
+from benchmarks.gpu_rounds import DeviceLostError  # noqa: E402
+from benchmarks.gpu_timing import Roofline  # noqa: E402
 
 Written = list[tuple[tuple[int, ...], str | None]]
 
@@ -121,3 +126,45 @@ def test_what_a_device_does_not_tell_is_none_with_its_reason() -> None:
     for call in ("nvmlInit", "nvmlDeviceGetHandleByUUID"):
         found = told_by(nvml(**{call: refuse}), uuid="GPU-1")
         assert (found.driver, found.reasons) == (None, ("NVML: Not Supported",))
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "table"),
+    [
+        (gpu_kernels, "bench_all", KernelTable),
+        (gpu_model, "bench_all", ModelTable),
+        (gpu_tune, "tune_all", TuneTable),
+    ],
+)
+def test_a_whole_command_writes_its_table_and_says_that_the_device_was_lost(
+    module: Any,
+    part: str,
+    table: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the command line to the file, on a torch.cuda that only has names."""
+
+    def parts(*_: Any, **__: Any) -> Iterator[list[Any]]:
+        yield []
+        raise DeviceLostError("the device was lost at torch bsr")
+
+    properties = SimpleNamespace(L2_cache_size=50 << 20, multi_processor_count=132)
+    for name, answer in {
+        "is_available": True, "get_device_name": "a GPU", "get_device_properties": properties,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(
+        module, "measured_roofline", lambda **_: Roofline(flops_per_s=1e12, bytes_per_s=1e9)
+    )
+    monkeypatch.setattr(module, "gpu_machine", lambda: silent("no NVML"))
+    monkeypatch.setattr(module, "require", lambda name: None, raising=False)
+    monkeypatch.setattr(module, part, parts)
+    out = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", ["x", "--json", str(out)])
+    assert module.main() == 1
+    found = msgspec.json.decode(out.read_bytes(), type=table)
+    assert (found.unfinished, found.device) == ("the device was lost at torch bsr", "a GPU")
+    assert found.torch == str(torch.__version__)
+    assert "unfinished: the device was lost" in capsys.readouterr().err

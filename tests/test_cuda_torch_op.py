@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the operator is a torch operator")
 
 from lpvit_edge.errors import EngineError, LpvitEdgeError, ModelError  # noqa: E402
+from lpvit_engines.cuda import torch_checks  # noqa: E402
 from lpvit_engines.cuda.half import Bits  # noqa: E402
 from lpvit_engines.cuda.kernel import Kernel, open_kernel  # noqa: E402
 from lpvit_engines.cuda.torch_op import (  # noqa: E402
@@ -175,3 +176,35 @@ def test_the_launcher_gets_the_addresses_and_sizes_of_the_tensors(
     )  # fmt: skip
     assert list(state.grid) == [3, 1, 1]
     assert state.stream == 7
+
+
+def test_a_weight_is_checked_at_its_first_call_and_another_one_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A check costs as much as a launch. What it remembers is these tensors, not their shapes."""
+    checked: list[int] = []
+    check = torch_checks.check_weight
+
+    def noted(*parts: Any, block_cols: int) -> None:
+        checked.append(block_cols)
+        check(*parts, block_cols=block_cols)
+
+    monkeypatch.setattr(torch_checks, "check_weight", noted)
+    problem = layer(CASE)
+    x, weight = half(problem.x, "float16"), on_cpu(problem)
+    for _ in range(3):
+        block_sparse_linear(x, weight)
+    assert checked == [16]
+    block_sparse_linear(x, replace(weight, bias=weight.bias.clone()))
+    assert checked == [16, 16]
+    for change in ({"bias": weight.bias[:-1]}, {"block_cols": 32}, {"rows": weight.rows.long()}):
+        with pytest.raises(EngineError, match="contradict each other"):
+            block_sparse_linear(x, replace(weight, **change))
+
+
+def test_a_gradient_through_the_operator_is_refused_and_not_silently_missing() -> None:
+    problem = layer(CASE)
+    x = half(problem.x, "float16").requires_grad_()
+    y = block_sparse_linear(x, on_cpu(problem))
+    with pytest.raises(EngineError, match="compute no gradients"):
+        y.float().sum().backward()  # type: ignore[no-untyped-call]

@@ -157,6 +157,10 @@ class Calls:
             if code:
                 log.debug("cuCtxPopCurrent_v2 answered CUresult %d", code)
 
+    def enter(self, context: int) -> None:
+        """Make a context current on this thread for good."""
+        self._ask("cuCtxPushCurrent_v2", context)
+
     def context_of(self, address: int) -> int:
         """The context that a device address belongs to."""
         context = c_void_p()

@@ -8,6 +8,7 @@ CUDA tensors, has a slow and independent CPU implementation, and traces under to
 torch.export. Run a layer once before capturing it in a CUDA graph: the first call loads the kernel.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
+from lpvit_engines.cuda.context import ensure_context
 from lpvit_engines.cuda.half import to_bits
 from lpvit_engines.cuda.kernel import Kernel, open_kernel
-from lpvit_engines.cuda.packing import PANEL_COLS, PackedWeight
+from lpvit_engines.cuda.packing import PackedWeight
+from lpvit_engines.cuda.torch_checks import check_tensors, check_weight_once, epilogue_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,13 +97,27 @@ def block_sparse_linear(
 @lru_cache(maxsize=1)
 def register() -> Any:
     """Register lpvit::block_sparse_linear and return it."""
+    # Not custom_op, which wraps each call in another 3 us of Python under inference_mode.
+    return registered("lpvit::block_sparse_linear", on_cuda=_on_cuda, on_cpu=_on_cpu)
+
+
+def registered(name: str, *, on_cuda: Any, on_cpu: Any) -> Any:
+    """An operator of SCHEMA under a name, for the process."""
     torch = require("torch")
-    op = torch.library.custom_op(
-        "lpvit::block_sparse_linear", _on_cuda, mutates_args=(), device_types="cuda", schema=SCHEMA
+    torch.library.define(name, SCHEMA)
+    torch.library.impl(name, "cuda", on_cuda)
+    torch.library.impl(name, "cpu", on_cpu)
+    torch.library.register_fake(name, _shape_only)
+    torch.library.register_autograd(name, _no_gradient)
+    namespace, _, short = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), short).default
+
+
+def _no_gradient(*_: Any) -> Any:
+    raise EngineError(
+        "the block-sparse kernels compute no gradients: train the dense weight with its zeros, and "
+        "evaluate under torch.inference_mode()"
     )
-    op.register_kernel("cpu")(_on_cpu)
-    op.register_fake(_shape_only)
-    return op
 
 
 def _shape_only(
@@ -121,24 +138,49 @@ def _on_cuda(
     activation: str,
 ) -> "Tensor":
     torch = require("torch")
-    check_weight(values, rows, columns, bias, block_cols=block_cols)
-    check_tensors(x, values, bias, residual, in_features=in_features)
     with torch.cuda.device(x.device):
-        kernel = loaded_kernel(
-            x.device.index,
-            block_rows=values.shape[1],
-            block_cols=block_cols,
-            dtype=str(x.dtype).removeprefix("torch."),
-            epilogue=epilogue_of(activation, adds_residual=residual is not None),
-        )
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        return launch_on_tensors(kernel, x, values, rows, columns, bias, residual, stream=stream)
+        ensure_context(x.device.index)
+        return checked_launch(
+            x, values, rows, columns, bias, residual, in_features, block_cols, activation,
+            find=loaded_kernel, device=x.device.index,
+            stream=torch.cuda.current_stream(x.device).cuda_stream,
+        )  # fmt: skip
+
+
+def checked_launch(
+    x: "Tensor",
+    values: "Tensor",
+    rows: "Tensor",
+    columns: "Tensor",
+    bias: "Tensor",
+    residual: "Tensor | None",
+    in_features: int,
+    block_cols: int,
+    activation: str,
+    *,
+    find: Callable[[int, int, int, Any, str], Kernel],
+    device: int,
+    stream: int,
+) -> "Tensor":
+    """All that a call does beside torch's own bookkeeping; the device's context is current."""
+    check_weight_once(values, rows, columns, bias, block_cols=block_cols)
+    check_tensors(x, values, bias, residual, in_features=in_features)
+    epilogue = epilogue_of(activation, adds_residual=residual is not None)
+    kernel = find(device, values.shape[1], block_cols, x.dtype, epilogue)
+    return launch_on_tensors(kernel, x, values, rows, columns, bias, residual, stream=stream)
 
 
 @cache
-def loaded_kernel(device: int, **variant: Any) -> Kernel:
+def loaded_kernel(
+    device: int, block_rows: int, block_cols: int, dtype: Any, epilogue: str
+) -> Kernel:
     """The kernel for a device, whose context is current; stays loaded as long as the process."""
-    return open_kernel(**variant)
+    return open_kernel(
+        block_rows=block_rows,
+        block_cols=block_cols,
+        dtype=str(dtype).removeprefix("torch."),
+        epilogue=epilogue,
+    )
 
 
 def launch_on_tensors(
@@ -173,75 +215,6 @@ def launch_on_tensors(
     return y
 
 
-def check_weight(
-    values: "Tensor", rows: "Tensor", columns: "Tensor", bias: "Tensor", *, block_cols: int
-) -> None:
-    """Refuse weight tensors of one layer that contradict each other in shape, type or device.
-
-    What rows and columns hold is not read, which would wait for the GPU at every call:
-    packing.pack writes them, and only what it wrote may be passed.
-    """
-    torch = require("torch")
-    whole = values.ndim == 3 and block_cols > 0 and values.shape[2] == PANEL_COLS
-    if (
-        not whole
-        or rows.shape != (len(rows), 4)
-        or columns.shape != (len(values) * (PANEL_COLS // block_cols),)
-        or bias.shape != (len(rows) * values.shape[1],)
-        or (rows.dtype, columns.dtype, bias.dtype) != (torch.int32, torch.int32, values.dtype)
-        or {rows.device, columns.device, bias.device} != {values.device}
-        or not all(part.is_contiguous() for part in (values, rows, columns, bias))
-    ):
-        found = ", ".join(
-            f"{name} {part.dtype} {tuple(part.shape)} on {part.device}"
-            for name, part in zip(
-                ("values", "rows", "columns", "bias"), (values, rows, columns, bias), strict=True
-            )
-        )
-        raise EngineError(
-            f"the tensors of the weight contradict each other: {found}, with blocks of "
-            f"{block_cols} columns: pass what to_tensors returned, whole"
-        )
-
-
-def check_tensors(
-    x: "Tensor",
-    values: "Tensor",
-    bias: "Tensor",
-    residual: "Tensor | None",
-    *,
-    in_features: int,
-) -> None:
-    """Refuse an input or residual that does not fit the weight, which passed check_weight."""
-    if x.ndim == 0 or x.shape[-1] != in_features:
-        raise EngineError(
-            f"x has the shape {tuple(x.shape)}, the weight takes {in_features} features: pass the "
-            "input of this layer"
-        )
-    if x.dtype != values.dtype or x.device != values.device:
-        raise EngineError(
-            f"x is {x.dtype} on {x.device}, the weight {values.dtype} on {values.device}: pack and "
-            "move the weight for the model's type and device"
-        )
-    wanted = (*x.shape[:-1], bias.shape[0])
-    if residual is None:
-        return
-    if residual.shape != wanted or residual.dtype != x.dtype or residual.device != x.device:
-        raise EngineError(
-            f"residual is {residual.dtype} {tuple(residual.shape)} on {residual.device}; it must "
-            f"be {x.dtype} {wanted} on {x.device}"
-        )
-
-
-def epilogue_of(activation: str, *, adds_residual: bool) -> str:
-    """The kernel's epilogue; raises EngineError for one that does not exist."""
-    if activation not in ("none", "gelu"):
-        raise EngineError(f"the activation {activation!r} is unknown: pass 'none' or 'gelu'")
-    if adds_residual and activation != "none":
-        raise EngineError(f"no kernel adds a residual after {activation}: add it in torch")
-    return "residual" if adds_residual else activation
-
-
 def _on_cpu(
     x: "Tensor",
     values: "Tensor",
@@ -255,7 +228,7 @@ def _on_cpu(
 ) -> "Tensor":
     """Densely, in float32: for models without a GPU and as the oracle of the GPU's tests."""
     torch = require("torch")
-    check_weight(values, rows, columns, bias, block_cols=block_cols)
+    check_weight_once(values, rows, columns, bias, block_cols=block_cols)
     check_tensors(x, values, bias, residual, in_features=in_features)
     epilogue = epilogue_of(activation, adds_residual=residual is not None)
     weight = _dense(values, rows, columns, in_features=in_features, block_cols=block_cols)
