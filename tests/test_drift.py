@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lpvit_edge import files
 from lpvit_edge.drift.covariance import distance_per_feature, ledoit_wolf, whitening
 from lpvit_edge.drift.diagnosis import diagnose
 from lpvit_edge.drift.evidence import Evidence, bets, rank_bounds, smoothed_p
 from lpvit_edge.drift.image_statistics import image_statistics
-from lpvit_edge.drift.own_past import OwnPast
+from lpvit_edge.drift.own_past import OwnPast, label_bets
 from lpvit_edge.drift.reference import (
     Reference,
+    ReferenceNote,
     Seen,
     build_reference,
     load_reference,
@@ -124,6 +126,8 @@ def test_a_bet_is_fair_against_a_uniform_p_value() -> None:
     # The strongest bet has an integrable pole at 0, which a grid sees a little too small.
     assert bets(p).mean(axis=0) == pytest.approx(np.ones(9), abs=0.15)
     assert (bets(p).mean(axis=0) <= 1 + 1e-6).all()
+    assert label_bets(p).mean(axis=0) == pytest.approx(np.ones(21), abs=1e-4)
+    assert label_bets(p).min() > 0.0  # nobody is ruined by one frame
 
 
 def test_evidence_minus_frames_stays_level_while_nothing_changes() -> None:
@@ -184,6 +188,37 @@ def test_the_ranks_of_labels_are_uniform_while_nothing_changes() -> None:
     )
     for quantile in (0.01, 0.1, 0.5, 0.9):
         assert (found <= quantile).mean(axis=0) == pytest.approx([quantile] * 4, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_rare_class_that_comes_five_times_as_often_is_found_within_a_thousand_frames(
+    seed: int,
+) -> None:
+    """Bets by powers of the p-value needed 1.9 times as many frames (benchmarks/drift.py)."""
+    own, generator = OwnPast(10), np.random.default_rng(seed)
+    shares = np.full(10, 0.007)
+    shares[0] += 1 - shares.sum()
+    for label in generator.choice(10, 6000, p=shares):
+        own.add(int(label), 1.0, generator)
+    assert own.level()[1] < 1e5
+    shares[[0, 7]] += [-0.028, 0.028]
+    levels = []
+    for label in generator.choice(10, 1000, p=shares):
+        own.add(int(label), 1.0, generator)
+        levels.append(own.level()[1])
+    assert max(levels) > 1e6
+    assert own.rising() == 7
+
+
+def test_the_share_of_strange_frames_is_that_of_the_window(reference: Reference) -> None:
+    watch = DriftWatch(reference, Rules(window=16, yellow_at=1e14, red_at=1e14))
+    seen = frames(60, 6)
+    seen.features[::3] += 20.0
+    states = [watch.add(*frame) for frame in rows_of(seen)]
+    for last in (5, 20, 59):
+        window = states[max(0, last - 15) : last + 1]
+        assert states[last].strange_share == sum(s.strange for s in window) / len(window)
+    assert 0.2 < states[-1].strange_share < 0.5
 
 
 def test_outliers_of_all_classes_together_are_evidence() -> None:
@@ -369,6 +404,17 @@ def test_the_reference_is_made_with_the_engine_that_runs(tmp_path: Path) -> None
     assert note is not None
     reference, found = load_reference(onnx.parent)
     assert found == note
+    again = write_reference(
+        onnx,
+        calibration=scan_folder(tmp_path / "calibration", labels=None),
+        heldout=scan_folder(tmp_path / "heldout", labels=None),
+        preprocess=Preprocess(image_size=4),
+        engine="fake",
+        threads=1,
+        name="dense_reference",
+    )
+    assert again == files.load(ReferenceNote, onnx.parent / "dense_reference.json")
+    assert load_reference(onnx.parent)[1] == note  # the other one is still there
     assert (note.features, note.classes, note.calibration_images) == (3, 3, 60)
     assert reference.counts[:, 0].sum() == 60
 

@@ -57,6 +57,7 @@ class DriftWatch:
         self._evidence = Evidence()
         self._own = OwnPast(len(heldout))
         self._recent: deque[tuple[NDArray[np.float32], bool]] = deque(maxlen=rules.window)
+        self._strange = 0  # of the recent ones
         self._level: Level = "green"
         self._cause: Cause | None = None
         self._held = 0
@@ -80,18 +81,25 @@ class DriftWatch:
         strange = strange or bool(of_all[0] <= _STRANGE_P)
         sd = np.maximum(self._reference.statistics_sd[category], 1e-6)
         shift = (statistics - self._reference.statistics_mean[category]) / sd
-        self._recent.append((shift, strange))
+        self._remember(shift, strange)
         self.frames += 1
         raised = self._judge()
         if self._cause == "class mix":
             strange = category == self._rising
         return self._state(float(scores[0]), strange, raised)
 
+    def _remember(self, shift: "NDArray[np.float32]", strange: bool) -> None:
+        if len(self._recent) == self._recent.maxlen:
+            self._strange -= self._recent[0][1]
+        self._recent.append((shift, strange))
+        self._strange += strange
+
     def clear(self) -> None:
         """Forget alarms and evidence, after a repair or when another product comes."""
         self._evidence.clear()
         self._own.clear()
         self._recent.clear()
+        self._strange = 0
         self._level, self._cause, self._held = "green", None, 0
 
     def _bet(self, category: int, bins: "NDArray[np.int64]") -> bool:
@@ -183,7 +191,7 @@ class DriftWatch:
             text=None if self._cause is None else TEXT[self._cause],
             distance=distance,
             strange=strange,
-            strange_share=sum(s for _, s in self._recent) / max(1, len(self._recent)),
+            strange_share=self._strange / max(1, len(self._recent)),
             evidence=self._levels(),
             yellow_at=self._rules.yellow_at,
             red_at=self._rules.red_at,
