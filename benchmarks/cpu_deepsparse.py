@@ -135,6 +135,8 @@ def quotient(times: list[tuple[float, float]]) -> dict[str, Any]:
     return {
         "deepsparse_ms": round(theirs_ms, 3),
         "lpvit_ms": round(ours_ms, 3),
+        "deepsparse_min_ms": round(min(theirs for theirs, _ in times), 3),
+        "lpvit_min_ms": round(min(ours for _, ours in times), 3),
         "speedup": round(theirs_ms / ours_ms, 3),
         "speedup_quartiles": [round(low, 3), round(high, 3)],
         "rounds": len(times),
