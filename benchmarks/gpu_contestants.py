@@ -1,5 +1,6 @@
 """The kernels that gpu_kernels.py compares on one layer: dense, 2:4, torch's block-sparse, ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 from torch.nn.functional import linear
 
 from benchmarks.gpu_timing import Run
+from lpvit_edge.deps import require
+from lpvit_edge.errors import EngineError
 from lpvit_engines.cuda.manifest import DType
 from lpvit_engines.cuda.packing import PackedWeight, pack
 from lpvit_engines.cuda.torch_op import WeightTensors, block_sparse_linear, to_tensors
 
 DTYPES: dict[DType, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_BSR_TILE = 64  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,48 +68,111 @@ def dense(given: Problem) -> Contestant:
 
 
 def two_of_four(given: Problem) -> Contestant:
-    """2:4 by magnitude, through cuSPARSELt."""
-    groups = given.weight.view(len(given.weight), -1, 4)
-    keep = torch.zeros_like(groups).scatter_(2, groups.abs().topk(2, dim=2).indices, 1)
-    weight = (groups * keep).view_as(given.weight)
-    weights = [torch.sparse.to_sparse_semi_structured(weight) for _ in range(given.copies)]
+    """2:4 by magnitude, through cuSPARSELt with the algorithm that its own search finds. It takes
+    tokens in multiples of 8, and is given the padded tokens for free."""
+    weight, tokens = halved(given.weight), len(given.x)
+    x = padded(given.x, multiple=8)
+    weights = cusparselt(weight, tokens=tokens, bias=given.bias, copies=given.copies)
     return Contestant(
-        run=lambda i: linear(given.x, weights[i], given.bias),
+        run=lambda i: linear(x, weights[i], given.bias)[:tokens],
         expected=in_float32(given, weight),
         density=0.5,
         weight_bytes=weight.numel() * 9 // 8,  # half the values and two bits for each kept one
     )
 
 
-def torch_bsr(
-    given: Problem, *, block: int, density: float, stages: int | None = None
-) -> Contestant:
-    """torch's own Triton kernel for square blocks. It needs tokens in multiples of its tile, adds
-    no bias and returns the transposed result, so it is given the padded tokens for free. Its
-    settings are tuned for an A100 alone and one stage elsewhere, which overlaps nothing; with
-    stages it is asked for so many."""
-    from torch.sparse._triton_ops import bsr_dense_addmm
+def halved(weight: torch.Tensor) -> torch.Tensor:
+    """The weight with the two smaller of every four values set to 0."""
+    groups = weight.view(len(weight), -1, 4)
+    keep = torch.zeros_like(groups).scatter_(2, groups.abs().topk(2, dim=2).indices, 1)
+    return (groups * keep).view_as(weight)
 
+
+def cusparselt(
+    weight: torch.Tensor, *, tokens: int, bias: torch.Tensor, copies: int = 1
+) -> list[Any]:
+    """Copies of a weight with 2:4 zeros for cuSPARSELt; its search over algorithms has run for so
+    many tokens. Raises EngineError where torch would compute by CUTLASS instead."""
+    made: list[Any] = [torch.sparse.to_sparse_semi_structured(weight) for _ in range(copies)]
+    backend = getattr(made[0], "BACKEND", "nothing known")
+    if backend != "cusparselt":
+        raise EngineError(
+            f"torch computes 2:4 by {backend} here, and not by cuSPARSELt: install a torch that "
+            "was built with it"
+        )
+    x = padded(torch.randn(tokens, weight.shape[1]).to(weight), multiple=8)
+    algorithm = int(torch._cslt_sparse_mm_search(made[0].packed, x.t(), bias))
+    for copy in made:
+        copy.alg_id_cusparselt = algorithm
+    return made
+
+
+def padded(x: torch.Tensor, *, multiple: int) -> torch.Tensor:
+    """x with zeros for tokens up to a multiple."""
+    out = x.new_zeros(-(-len(x) // multiple) * multiple, x.shape[1])
+    out[: len(x)] = x
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class BsrWeights:
+    """One pruned weight as torch's block-sparse tensors, shared by those who run it differently."""
+
+    copies: list[torch.Tensor]
+    x: torch.Tensor  # padded to the kernel's tile
+    expected: torch.Tensor
+    density: float
+    weight_bytes: int
+
+
+def bsr_weights(given: Problem, *, block: int, density: float) -> BsrWeights:
     weight, _, _ = pruned(given, block_rows=block, block_cols=block, density=density)
-    tokens = len(given.x)
-    padded = torch.zeros(-(-tokens // 64) * 64, given.x.shape[1]).to(given.x)
-    padded[:tokens] = given.x
-    weights = [weight.to_sparse_bsr((block, block)) for _ in range(given.copies)]
-    out = torch.empty(len(weight), len(padded)).to(given.x)
-    meta = None
-    if stages is not None:
-        tiles = len(padded) // 64  # tokens
-        meta = {"SPLIT_N": tiles, "GROUP_SIZE_ROW": 4, "num_stages": stages, "num_warps": 4}
-
-    def run(i: int) -> torch.Tensor:
-        bsr_dense_addmm(out, weights[i], padded.t(), beta=0, out=out, meta=meta)
-        return out.t()[:tokens]
-
-    return Contestant(
-        run=run,
+    return BsrWeights(
+        copies=[weight.to_sparse_bsr((block, block)) for _ in range(given.copies)],
+        x=padded(given.x, multiple=_BSR_TILE),
         expected=in_float32(given, weight) - given.bias.float(),
         density=density,
         weight_bytes=int(weight.numel() * density) * 2,
+    )
+
+
+def torch_bsr(
+    given: Problem,
+    *,
+    weights: Callable[[Problem], BsrWeights],
+    stages: int | None = None,
+    tuned: bool = False,
+) -> Contestant:
+    """torch's own Triton kernel for square blocks. It needs tokens in multiples of its tile, adds
+    no bias and returns the transposed result, so it is given the padded tokens for free.
+
+    Its settings are tuned for an A100 alone and one stage elsewhere, which overlaps nothing. With
+    stages it is asked for so many: its indirect load eats some of them, so that on sm_80 3 leave
+    one buffer, 5 two and 7 three. tuned lets torch's own tuner choose. Raises EngineError without
+    triton, whose absence torch finds only inside the kernel.
+    """
+    require("triton")
+    from torch.sparse._triton_ops import bsr_dense_addmm
+
+    made, tokens = weights(given), len(given.x)
+    columns = made.x.t()
+    out = torch.empty(len(given.weight), len(made.x)).to(given.x)
+    meta: dict[str, int] | None = None
+    if stages is not None:
+        tiles = len(made.x) // _BSR_TILE
+        meta = {"SPLIT_N": tiles, "GROUP_SIZE_ROW": 4, "num_stages": stages, "num_warps": 4}
+    if tuned:
+        from torch.sparse import _triton_ops_meta as torchs
+
+        tune: Any = torchs.tune_bsr_dense_addmm
+        meta = tune(out, made.copies[0], columns, beta=0, out=out)
+
+    def run(i: int) -> torch.Tensor:
+        bsr_dense_addmm(out, made.copies[i], columns, beta=0, out=out, meta=meta)
+        return out.t()[:tokens]
+
+    return Contestant(
+        run=run, expected=made.expected, density=made.density, weight_bytes=made.weight_bytes
     )
 
 

@@ -6,11 +6,12 @@ met where the layer that gains least meets it. 1.79x and 1.4x are LPViT's own GP
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 from benchmarks.gpu_records import Goal, KernelRow, ModelRow
 from benchmarks.gpu_rounds import Spread
 
-SMALLEST_BATCH = 8
+BATCHES = (8, 32)  # the ends of what the goals are for; both must be measured
 WIDE = ("qkv", "fc1", "fc2")
 COARSE = ("ours 64x64", "ours 64x32")
 NOT_MEASURED = "not measured"
@@ -18,29 +19,33 @@ NOT_MEASURED = "not measured"
 
 def kernel_goals(rows: Sequence[KernelRow]) -> tuple[Goal, ...]:
     """1.3x and 2x over cuBLAS, 1.5x over torch's block-sparse kernel."""
-    ours = [row for row in rows if row.batch >= SMALLEST_BATCH and row.kernel.startswith(COARSE)]
+    ours = [row for row in rows if row.batch >= BATCHES[0] and row.kernel.startswith(COARSE)]
     wide = [row for row in ours if row.layer.split()[-1] in WIDE]
     half = [row for row in wide if row.density == 0.5]
     third = [row for row in wide if row.density == 0.3]
     return (
-        _least("over cuBLAS, half of the 64x64 or 64x32 blocks", 1.3, half, "over_dense"),
-        _least("over cuBLAS at 70 % sparsity", 2.0, third, "over_dense"),
-        _least("over torch's bsr_dense_addmm", 1.5, half + third, "over_bsr"),
+        _least("over cuBLAS, half of the 64x64 or 64x32 blocks", 1.3, "over_dense", half),
+        _least("over cuBLAS at 70 % sparsity", 2.0, "over_dense", third),
+        _least("over torch's bsr_dense_addmm", 1.5, "over_bsr", half, third),
     )
 
 
-def _least(text: str, wanted: float, rows: Sequence[KernelRow], gain: str) -> Goal:
-    """Of each layer, batch and density the better block counts; of these, the smallest gain."""
+def _least(text: str, wanted: float, gain: str, *groups: Sequence[KernelRow]) -> Goal:
+    """Of each layer, batch and density the better block counts; of these, the smallest gain. Every
+    group must have all of DeiT-B's layers at the batches of the goal."""
     best: dict[tuple[str, int, float | None], tuple[Spread, str]] = {}
-    for row in rows:
-        found: Spread | None = getattr(row, gain)
-        place = (row.layer, row.batch, row.density)
-        if found is None:
-            return _unmeasured(text, wanted, f"{row.layer} batch {row.batch} {row.kernel}")
-        if place not in best or found.median > best[place][0].median:
-            best[place] = (found, f"{row.layer} batch {row.batch} {row.kernel}")
-    if not best:
-        return _unmeasured(text, wanted, None)
+    for rows in groups:
+        measured = {(row.layer, row.batch) for row in rows}
+        for layer, batch in product((f"B {name}" for name in WIDE), BATCHES):
+            if (layer, batch) not in measured:
+                return _unmeasured(text, wanted, f"{layer} batch {batch}")
+        for row in rows:
+            found: Spread | None = getattr(row, gain)
+            place = (row.layer, row.batch, row.density)
+            if found is None:
+                return _unmeasured(text, wanted, f"{row.layer} batch {row.batch} {row.kernel}")
+            if place not in best or found.median > best[place][0].median:
+                best[place] = (found, f"{row.layer} batch {row.batch} {row.kernel}")
     spread, where = min(best.values(), key=lambda pair: pair[0].median)
     return Goal(goal=text, wanted=wanted, found=spread, where=where, verdict=_met(spread, wanted))
 
@@ -48,21 +53,30 @@ def _least(text: str, wanted: float, rows: Sequence[KernelRow], gain: str) -> Go
 def model_goals(rows: Sequence[ModelRow]) -> tuple[Goal, ...]:
     """1.79x in time and 1.4x in energy for the whole model, by the contestant that gains most. No
     accuracy is measured here, so that they are met can only be said together with it."""
-    ours = [row for row in rows if row.batch >= SMALLEST_BATCH and row.model.startswith("ours")]
     return (
-        _most("whole model, time", 1.79, [(row.over_dense, row) for row in ours]),
-        _most("whole model, energy an image", 1.4, [(row.energy_over_dense, row) for row in ours]),
+        _most("whole model, time", 1.79, "over_dense", "ours", rows),
+        _most("whole model, time, GELU not fused", 1.79, "over_dense", "unfused", rows),
+        _most("whole model, energy an image", 1.4, "energy_over_dense", "ours", rows),
     )
 
 
-def _most(text: str, wanted: float, gains: Sequence[tuple[Spread | None, ModelRow]]) -> Goal:
-    measured = [(found, row) for found, row in gains if found is not None]
-    if not measured:
+def _most(text: str, wanted: float, gain: str, kind: str, rows: Sequence[ModelRow]) -> Goal:
+    """A model counts with the batch where it gains least. Of the models the best is taken by its
+    lower quartile, and decided by it, since the best of many is partly lucky."""
+    least: list[tuple[Spread, str]] = []
+    for model in dict.fromkeys(row.model for row in rows if row.model.startswith(kind)):
+        of_model = {row.batch: getattr(row, gain) for row in rows if row.model == model}
+        found = {batch: s for batch, s in of_model.items() if s and batch >= BATCHES[0]}
+        if all(batch in found for batch in BATCHES):
+            batch = min(found, key=lambda batch: found[batch].median)
+            least.append((found[batch], f"{model} batch {batch}"))
+    if not least:
         return _unmeasured(text, wanted, None)
-    found, row = max(measured, key=lambda pair: pair[0].median)
-    reached = "reached, if accuracy holds there" if found.median >= wanted else "missed"
-    where = f"{row.model} batch {row.batch}"
-    return Goal(goal=text, wanted=wanted, found=found, where=where, verdict=reached)
+    spread, where = max(least, key=lambda pair: pair[0].low)
+    verdict = _met(spread, wanted)
+    if verdict != "missed":
+        verdict += ", if accuracy holds there"
+    return Goal(goal=text, wanted=wanted, found=spread, where=where, verdict=verdict)
 
 
 def _met(found: Spread, wanted: float) -> str:

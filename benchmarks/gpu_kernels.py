@@ -12,7 +12,7 @@ before and after the rounds; a wrong one gets no time. This has not run on hardw
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ WIDTHS = {"B": 768, "S": 384}
 LAYERS = {"qkv": (3, 1), "proj": (1, 1), "fc1": (4, 1), "fc2": (1, 4)}
 BLOCKS = ((64, 64), (64, 32), (64, 16), (64, 8), (32, 32), (16, 16))
 DENSITIES = (0.5, 0.3)
+BSR_STAGES = (3, 5, 7)
 DENSE = "dense cuBLAS"
 # No contestant may find its weights in the L2 cache: at the lowest density the copies together are
 # so many times its size.
@@ -62,9 +63,12 @@ def entrants() -> Iterator[tuple[str, Enter]]:
     yield "2:4 cuSPARSELt", contestants.two_of_four
     for density in DENSITIES:
         for size in (64, 32, 16):
-            bsr = partial(contestants.torch_bsr, block=size, density=density)
+            weights = cache(partial(contestants.bsr_weights, block=size, density=density))
+            bsr = partial(contestants.torch_bsr, weights=weights)
             yield f"torch bsr {size}x{size} d={density}", bsr
-            yield f"torch bsr {size} d={density} s=4", partial(bsr, stages=4)
+            for stages in BSR_STAGES:
+                yield f"torch bsr {size} d={density} s={stages}", partial(bsr, stages=stages)
+            yield f"torch bsr {size} d={density} opt", partial(bsr, tuned=True)
         for block in BLOCKS:
             enter = partial(contestants.ours, block=block, density=density)
             yield f"ours {block[0]}x{block[1]} d={density}", enter

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import gpu_contestants as contestants
 from benchmarks.gpu_contestants import DTYPES, Problem, pruned
 from lpvit_engines.cuda.manifest import DType
 from lpvit_engines.cuda.packing import pack
@@ -47,14 +48,15 @@ def problem_of(linear: nn.Linear) -> Problem:
     )
 
 
-def block_sparse(model: Any, *, block: tuple[int, int], density: float) -> Any:
-    """Replace the four linear layers of every block in place; fc1 takes the GELU along."""
+def block_sparse(model: Any, *, block: tuple[int, int], density: float, fuses: bool = True) -> Any:
+    """Replace the four linear layers of every block in place; fc1 takes the GELU along if asked."""
     sparse = partial(BlockSparseLinear, block=block, density=density)
     for part in model.blocks:
         part.attn.qkv = sparse(part.attn.qkv, activation="none")
         part.attn.proj = sparse(part.attn.proj, activation="none")
-        part.mlp.fc1 = sparse(part.mlp.fc1, activation="gelu")
-        part.mlp.act = nn.Identity()
+        part.mlp.fc1 = sparse(part.mlp.fc1, activation="gelu" if fuses else "none")
+        if fuses:
+            part.mlp.act = nn.Identity()
         part.mlp.fc2 = sparse(part.mlp.fc2, activation="none")
     return model
 
@@ -78,16 +80,16 @@ def linears(model: Any) -> Iterator[nn.Linear]:
 def halved(model: Any) -> Any:
     """2:4 by magnitude in the same layers, computed densely: the oracle of two_of_four."""
     for linear in linears(model):
-        groups = linear.weight.detach().view(len(linear.weight), -1, 4)
-        keep = torch.zeros_like(groups).scatter_(2, groups.abs().topk(2, dim=2).indices, 1)
-        linear.weight.data = (groups * keep).flatten(1)
+        linear.weight.data = contestants.halved(linear.weight.detach())
     return model
 
 
-def two_of_four(model: Any) -> Any:
-    """2:4 by magnitude, through cuSPARSELt."""
+def two_of_four(model: Any, *, tokens: int) -> Any:
+    """2:4 by magnitude, through cuSPARSELt, its algorithm searched for each layer."""
     for linear in linears(halved(model)):
-        weight = torch.sparse.to_sparse_semi_structured(linear.weight.detach())
+        (weight,) = contestants.cusparselt(
+            linear.weight.detach(), tokens=tokens, bias=linear.bias.detach()
+        )
         linear.weight = nn.Parameter(weight, requires_grad=False)
     return model
 
@@ -102,17 +104,21 @@ class Entrant:
     density: float
 
 
-def entrants() -> dict[str, Entrant]:
-    """How each contestant changes the dense model."""
+def entrants(*, tokens: int) -> dict[str, Entrant]:
+    """How each contestant changes the dense model. The unfused ones leave GELU to torch, as dense
+    does: what the others gain over them is fusion and not sparsity."""
     found = {
         DENSE: Entrant(change=lambda model: model, prune=lambda model: model, density=1.0),
-        "2:4 cuSPARSELt": Entrant(change=two_of_four, prune=halved, density=0.5),
+        "2:4 cuSPARSELt": Entrant(
+            change=partial(two_of_four, tokens=tokens), prune=halved, density=0.5
+        ),
     }
     for block in BLOCKS:
         for density in DENSITIES:
-            found[f"ours {block[0]}x{block[1]} d={density}"] = Entrant(
-                change=partial(block_sparse, block=block, density=density),
-                prune=partial(with_zeros, block=block, density=density),
-                density=density,
-            )
+            for name, fuses in (("ours", True), ("unfused", False)):
+                found[f"{name} {block[0]}x{block[1]} d={density}"] = Entrant(
+                    change=partial(block_sparse, block=block, density=density, fuses=fuses),
+                    prune=partial(with_zeros, block=block, density=density),
+                    density=density,
+                )
     return found

@@ -7,7 +7,7 @@ KERNEL_HEAD = (
     f"{'kernel':22} {'us a launch':>22} {'x dense':>16} {'x torch bsr':>16} {'floor us':>12} error"
 )
 _TIME, _GAIN, _FLOOR = "ms an inference, below mJ an image", "x dense", "floor ms"
-MODEL_HEAD = f"{'model':18} {_TIME:>36} {_GAIN:>18} {_FLOOR:>14} error"
+MODEL_HEAD = f"{'model':20} {_TIME:>36} {_GAIN:>18} {_FLOOR:>14} error"
 
 TUNE_HEAD = f"{'block':6} {'ships, us':>22} {'tuned, us':>22} {'x shipped':>16} {'x dense':>16}"
 
@@ -26,15 +26,15 @@ def kernel_line(row: KernelRow) -> str:
 def model_lines(row: ModelRow) -> str:
     """One model: its time and gain, floor and error, and below them its energy and gain."""
     if row.latency_ms is None:
-        return f"{row.model:18} -- {row.reason}"
+        return f"{row.model:20} -- {row.reason}"
     energy = (
         f"-- {row.energy_reason}"
         if row.energy_mj_per_image is None
         else f"{number(row.energy_mj_per_image, 1):>33} mJ {number(row.energy_over_dense, 2):>18}"
     )
     return (
-        f"{row.model:18} {number(row.latency_ms, 3):>33} ms {number(row.over_dense, 2):>18} "
-        f"{floor(row.floor_ms, row.latency_ms, 3):>14} {row.error:.0e}\n{'':18} {energy}"
+        f"{row.model:20} {number(row.latency_ms, 3):>33} ms {number(row.over_dense, 2):>18} "
+        f"{floor(row.floor_ms, row.latency_ms, 3):>14} {row.error:.0e}\n{'':20} {energy}"
     )
 
 

@@ -3,7 +3,6 @@ fakes."""
 
 import struct
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from benchmarks.gpu_contestants import (
     dense,
     ours,
     problem,
-    torch_bsr,
 )
 from benchmarks.gpu_machine import silent
 from benchmarks.gpu_records import KernelRow, KernelTable
@@ -205,27 +203,6 @@ def test_ours_is_compared_with_the_fastest_of_torchs_kernels_at_its_density() ->
     assert row.over_dense == Spread(median=2.5, low=2.5, high=2.5)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support")
-@pytest.mark.parametrize("stages", [None, 4])
-def test_torchs_kernel_gets_its_tokens_padded_and_its_result_turned_round(
-    monkeypatch: pytest.MonkeyPatch, stages: int | None
-) -> None:
-    """Its kernel needs a GPU; here it is computed densely."""
-    settings: list[Any] = []
-
-    def addmm(base: Any, bsr: Any, columns: Any, *, beta: int, out: Any, meta: Any) -> None:
-        assert (beta, columns.shape[1]) == (0, 64)
-        settings.append(meta)
-        out.copy_(bsr.to_dense().float() @ columns.float())
-
-    monkeypatch.setattr("torch.sparse._triton_ops.bsr_dense_addmm", addmm)
-    enter = partial(torch_bsr, block=64, density=0.5, stages=stages)
-    row = measured(FakeGraphs(), {"bsr": enter})["bsr"]
-    assert (row.time_us is not None, row.reason) == (True, None)
-    assert all((meta is None) == (stages is None) for meta in settings)
-    assert stages is None or {meta["num_stages"] for meta in settings} == {stages}
-
-
 def test_a_written_table_is_read_back_whole(tmp_path: Path) -> None:
     table = KernelTable(
         command="a command", device="none", machine=silent("no NVML"), unfinished=None,
@@ -253,7 +230,7 @@ def test_no_contestants_weights_fit_the_cache(
 
 def test_every_layer_meets_every_contestant() -> None:
     names = [name for name, _ in gpu_kernels.entrants()]
-    assert len(names) == len(set(names)) == 2 + 2 * (2 * 3 + 6)
+    assert len(names) == len(set(names)) == 2 + 2 * (5 * 3 + 6)
     assert names[0] == "dense cuBLAS"
 
 

@@ -48,7 +48,7 @@ def measured_models(
     meter: EnergyMeter | None = None,
 ) -> dict[str, ModelRow]:
     torch.manual_seed(4)
-    dense_model = gpu_model_entrants.entrants()["dense"]
+    dense_model = gpu_model_entrants.entrants(tokens=34)["dense"]
     rows = gpu_model.bench(
         {"dense": dense_model, **entrants},
         torch.randn(2, 3, 64, 64, dtype=torch.bfloat16),
@@ -65,7 +65,7 @@ def measured_models(
 
 
 def sparse_entrant() -> gpu_model_entrants.Entrant:
-    return gpu_model_entrants.entrants()["ours 64x16 d=0.5"]
+    return gpu_model_entrants.entrants(tokens=34)["ours 64x16 d=0.5"]
 
 
 def test_models_take_turns_for_milliseconds_and_then_for_millijoules_an_image() -> None:
@@ -177,12 +177,13 @@ def test_the_oracle_of_2_4_keeps_two_of_every_four_weights() -> None:
         assert int(kept.max()) == 2
 
 
-def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes() -> None:
+@pytest.mark.parametrize("fuses", [True, False])
+def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes(fuses: bool) -> None:
     images = torch.randn(2, 3, 64, 64, dtype=torch.bfloat16)
     with torch.inference_mode():
-        found = gpu_model_entrants.block_sparse(tiny_model(), block=(64, 16), density=0.5)(
-            images
-        ).float()
+        found = gpu_model_entrants.block_sparse(
+            tiny_model(), block=(64, 16), density=0.5, fuses=fuses
+        )(images).float()
         expected = gpu_model_entrants.with_zeros(tiny_model(), block=(64, 16), density=0.5)(
             images
         ).float()
@@ -191,3 +192,13 @@ def test_a_block_sparse_model_computes_what_the_model_with_zeros_computes() -> N
     # bfloat16 rounds each activation to 2^-8; dense and ours round the GELU's input differently.
     assert error < 0.05 * float(expected.abs().max())
     assert error < 0.2 * float((unpruned - expected).abs().max()), "the pruning must show"
+
+
+def test_the_unfused_models_leave_gelu_to_torch_as_dense_does() -> None:
+    entrants = gpu_model_entrants.entrants(tokens=34)
+    kinds = {
+        name: entrants[f"{name} 64x16 d=0.5"].change(tiny_model()) for name in ("ours", "unfused")
+    }
+    for name, gelu in (("ours", "Identity"), ("unfused", "GELU")):
+        assert {type(part.mlp.act).__name__ for part in kinds[name].blocks} == {gelu}
+    assert len(entrants) == 2 + 2 * 3 * 3

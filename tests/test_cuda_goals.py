@@ -1,5 +1,7 @@
 """Whether rows of the GPU benchmarks meet the goals, and how they look on a terminal."""
 
+import msgspec
+
 from benchmarks.gpu_goals import kernel_goals, model_goals
 from benchmarks.gpu_records import KernelRow, ModelRow
 from benchmarks.gpu_rounds import Spread
@@ -45,7 +47,13 @@ def wide(
 
 
 def half_rows(gains: dict[str, float]) -> list[KernelRow]:
-    return [wide(gains[layer], kernel="ours 64x64 d=0.5", layer=layer, batch=8) for layer in gains]
+    """All that the first goal asks for, high where nothing else is said."""
+    filled = {"B qkv": 9.0, "B fc1": 9.0, "B fc2": 9.0} | gains
+    return [
+        wide(filled[layer], kernel="ours 64x64 d=0.5", layer=layer, batch=batch)
+        for layer in filled
+        for batch in (8, 32)
+    ]
 
 
 def test_a_goal_over_layers_is_decided_by_the_layer_that_gains_least() -> None:
@@ -57,7 +65,7 @@ def test_a_goal_over_layers_is_decided_by_the_layer_that_gains_least() -> None:
 
 def test_the_better_of_the_two_wide_blocks_counts_on_every_layer() -> None:
     rows = half_rows({"B fc1": 1.2})
-    rows.append(wide(1.4, kernel="ours 64x32 d=0.5", layer="B fc1", batch=8))
+    rows += [wide(1.4, kernel="ours 64x32 d=0.5", layer="B fc1", batch=b) for b in (8, 32)]
     goal = kernel_goals(rows)[0]
     assert (goal.verdict, goal.where) == ("met", "B fc1 batch 8 ours 64x32 d=0.5")
     assert "1.40 (1.40-1.40) at B fc1 batch 8" in goal_line(goal)
@@ -73,7 +81,10 @@ def test_batch_1_and_narrow_blocks_decide_no_goal() -> None:
 
 
 def test_a_goal_that_only_the_median_meets_says_so() -> None:
-    rows = [wide(1.31, low=1.2, kernel="ours 64x64 d=0.5", layer="B fc1", batch=8)]
+    rows = [row for row in half_rows({}) if row.layer != "B fc1"]
+    rows += [
+        wide(1.31, low=1.2, kernel="ours 64x64 d=0.5", layer="B fc1", batch=b) for b in (8, 32)
+    ]
     assert kernel_goals(rows)[0].verdict == "met by the median, not by the lower quartile"
 
 
@@ -114,9 +125,41 @@ def test_a_model_without_energy_keeps_its_time_and_says_why() -> None:
     assert "-- no GPU" in model_lines(model_row(latency_ms=None, reason="no GPU"))
 
 
+def test_a_goal_for_batches_8_to_32_needs_both_and_all_layers_of_deit_b() -> None:
+    rows = half_rows({})
+    assert kernel_goals(rows)[0].verdict == "met"
+    for layer, batch in (("B fc1", 32), ("B qkv", 8)):
+        some = [row for row in rows if (row.layer, row.batch) != (layer, batch)]
+        goal = kernel_goals(some)[0]
+        assert (goal.verdict, goal.where) == ("not measured", f"{layer} batch {batch}")
+    of_small = [msgspec.structs.replace(r, layer=r.layer.replace("B", "S")) for r in rows]
+    assert kernel_goals(of_small)[0].verdict == "not measured"
+
+
+def gained(median: float, low: float) -> Spread:
+    return Spread(median=median, low=low, high=median)
+
+
 def test_a_whole_model_only_reaches_a_goal_subject_to_its_accuracy() -> None:
-    time, energy = model_goals([model_row(), model_row(model="2:4 cuSPARSELt", over_dense=None)])
-    assert time.verdict == "reached, if accuracy holds there"
+    rows = [
+        model_row(batch=batch, over_dense=gained(gain, gain))
+        for batch, gain in ((1, 1.0), (8, 1.9), (32, 1.8))
+    ]
+    time, unfused, energy = model_goals([*rows, model_row(model="2:4", over_dense=None)])
+    assert time.verdict == "met, if accuracy holds there"
     assert time.where == "ours 64x64 d=0.3 batch 32"
     assert energy.verdict == "missed"
-    assert model_goals([])[0].verdict == "not measured"
+    assert unfused.verdict == model_goals([])[0].verdict == "not measured"
+    assert model_goals(rows[:2])[0].verdict == "not measured", "batch 32 is asked for"
+
+
+def test_the_best_model_is_taken_and_decided_by_its_lower_quartile() -> None:
+    """The best of many medians is partly lucky."""
+    rows = [
+        model_row(model=name, batch=batch, over_dense=found)
+        for name, found in (("ours lucky", gained(1.95, 1.5)), ("ours steady", gained(1.85, 1.75)))
+        for batch in (8, 32)
+    ]
+    time = model_goals(rows)[0]
+    assert time.where == "ours steady batch 8"
+    assert time.verdict == "met by the median, not by the lower quartile, if accuracy holds there"
