@@ -101,7 +101,8 @@ def cusparselt(
             "was built with it"
         )
     x = padded(torch.randn(tokens, weight.shape[1]).to(weight), multiple=8)
-    algorithm = int(torch._cslt_sparse_mm_search(made[0].packed, x.t(), bias))
+    library: Any = torch  # its type stubs do not know the search
+    algorithm = int(library._cslt_sparse_mm_search(made[0].packed, x.t(), bias))
     for copy in made:
         copy.alg_id_cusparselt = algorithm
     return made
