@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from lpvit_edge.errors import DataError, FileFormatError
+from lpvit_edge.errors import DataError, EngineError, FileFormatError
 from lpvit_edge.images import Preprocess, decode_pixels, preprocessed
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ def probabilities_of(
 def golden_frames(
     paths: Sequence[Path], engine: "Engine", preprocess: Preprocess
 ) -> tuple[tuple[GoldenFrame, bytes], ...]:
-    """Up to COUNT evenly spread images with the engine's answers; corrupt ones left out."""
+    """Up to COUNT evenly spread images with the engine's answers; corrupt ones left out.
+
+    Raises EngineError where an answer is not finite.
+    """
     step = max(1, len(paths) // COUNT)
     found = []
     for number, path in enumerate(paths[::step][:COUNT]):
@@ -74,6 +77,10 @@ def golden_frames(
         except DataError:
             continue
         answer = probabilities_of(engine, pixels, preprocess)
+        if not np.isfinite(answer).all():
+            raise EngineError(
+                f"{path}: the engine answered NaN or infinity; build in another precision"
+            )
         name = f"{number:03d}{path.suffix.lower()}"
         found.append((GoldenFrame(file=name, probabilities=tuple(map(float, answer))), content))
     return tuple(found)
@@ -114,7 +121,7 @@ def agreement(
         pixels = decode_pixels(content, name=frame.file)
         answer = probabilities_of(engine, pixels, preprocess)
         expected = np.asarray(frame.probabilities)
-        if answer.shape != expected.shape:
+        if answer.shape != expected.shape or not np.isfinite(answer).all():
             return Agreement(frames=len(frames), same_class=0, worst=1.0)
         same += int(answer.argmax() == expected.argmax())
         worst = max(worst, float(np.abs(answer - expected).max()))

@@ -68,8 +68,8 @@ def run(
     --policy triggered --deadline-ms 100 --sink jsonl:line_state/verdicts.jsonl
     """
     from lpvit_edge.dashboard_cli import page_token
-    from lpvit_edge.line.line import locked
     from lpvit_edge.line.service import serve_line
+    from lpvit_edge.line.state_lock import locked
 
     settings = _config(
         config, source=source, sinks=sink, policy=policy, deadline_ms=deadline_ms, accept=accept,

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from PIL import Image
 from lpvit_edge.bundle import Bundle, open_bundle, refuse_other_device
 from lpvit_edge.errors import DeviceMismatchError, EngineError, FileFormatError, MismatchError
 from lpvit_edge.images import Preprocess, decode_pixels, preprocessed, read_image
+from lpvit_edge.line.clock import SystemClock
 from lpvit_edge.line.config import LineConfig, line_config, parse_sink, parse_source
 from lpvit_edge.line.frames import Frame
 from lpvit_edge.line.journal import Journal
@@ -53,7 +55,7 @@ def config(tmp_path: Path, **tables: Any) -> LineConfig:
 def folder_config(tmp_path: Path, **tables: Any) -> LineConfig:
     (tmp_path / "in").mkdir(exist_ok=True)
     source = {"kind": "folder", "target": str(tmp_path / "in"), "poll_s": 0.005}
-    return config(tmp_path, source=source, policy={"kind": "wait"}, **tables)
+    return config(tmp_path, source=source, **tables)
 
 
 def run_until(line: Line, done: Callable[[], bool], *, seconds: float = 15.0) -> None:
@@ -243,7 +245,6 @@ def test_engine_errors_become_safe_verdicts_and_the_engine_is_opened_anew(
 def test_what_a_full_disk_refused_is_safe_and_written_in_order_later(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sqlite3
 
     line = Line(bundle, folder_config(tmp_path))
     line.start()
@@ -302,8 +303,6 @@ def test_a_late_part_gets_the_safe_verdict_at_its_deadline_and_only_that(
 
 
 def test_a_jump_of_the_time_of_day_is_recorded(bundle: Bundle, tmp_path: Path) -> None:
-    from lpvit_edge.line.clock import SystemClock
-
     class Jumping(SystemClock):
         offset_s = 0.0
 

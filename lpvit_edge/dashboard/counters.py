@@ -41,6 +41,8 @@ class FrameCounters:
         ):
             self._labels[record.label] += 1
         self._times_s.append(at_s)
+        if record.untimed:  # of which nobody knows when it came
+            return
         latency = record.latency
         stages = (latency.capture_ms, latency.wait_ms, latency.preprocess_ms, latency.infer_ms)
         self._recent.append((latency.total_ms, *(np.nan if ms is None else ms for ms in stages)))

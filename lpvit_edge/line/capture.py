@@ -101,7 +101,7 @@ class CaptureFeed:
     def _spawn(self, memory: int, channel: socket.socket) -> "subprocess.Popen[bytes]":
         orders = Orders(
             source=self._config,
-            policy=self._policy.kind,
+            policy=self._policy.kind or "newest",
             sequence=str(self._path.resolve()),
             memory=memory,
             channel=channel.fileno(),

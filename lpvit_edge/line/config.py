@@ -13,7 +13,7 @@ import msgspec
 from lpvit_edge.deps import require
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.errors import FileFormatError, UnknownOptionError
-from lpvit_edge.line.policy import Policy
+from lpvit_edge.line.policy import Policy, PolicyName
 from lpvit_edge.line.redact import redacted
 from lpvit_edge.line.shadow_rule import ShadowRule
 from lpvit_edge.line.sink_config import Kind, Positive, SinkConfig
@@ -117,6 +117,21 @@ def line_config(tables: dict[str, Any], *, name: str) -> LineConfig:
     except msgspec.ValidationError as error:
         raise FileFormatError(f"{name}: {redacted(str(error))}") from error
     _refuse_untellable(config, name)
+    return _with_policy(config, name)
+
+
+def _with_policy(config: LineConfig, name: str) -> LineConfig:
+    """The kind of policy that fits the source, where none is named."""
+    finite = isinstance(config.source, FolderSource | VideoSource)
+    if config.policy.kind is None:
+        kind: PolicyName = "wait" if finite else "newest"
+        policy = msgspec.structs.replace(config.policy, kind=kind)
+        return msgspec.structs.replace(config, policy=policy)
+    if config.policy.kind == "newest" and isinstance(config.source, FolderSource):
+        raise FileFormatError(
+            f"{name}: policy.kind = 'newest' drops images, and one of a folder comes only once; "
+            "use 'wait' or 'triggered'"
+        )
     return config
 
 

@@ -55,7 +55,10 @@ class Intake:
     def accept(self, frame: Frame) -> None:
         """Expect a verdict, and queue the frame as the policy says."""
         self.settlement.expect(frame)
-        if not self.queue.put(frame):
+        kept = self.queue.put(frame)
+        if kept is None:
             self.settlement.settle_safe(frame, "the line was stopping")
+        elif kept is not frame:
+            self.settlement.slim(kept)
         self.settlement.dropped = self.queue.dropped
         self.arrived.set()

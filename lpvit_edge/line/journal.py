@@ -9,7 +9,7 @@ order.
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS by_number ON entries(number) WHERE number IS N
 CREATE TABLE IF NOT EXISTS cursors(sink TEXT PRIMARY KEY, delivered INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS marks(name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
+_LOCKED_S = 0.02  # for another program that writes; verdicts do not wait longer
 BACKLOG = 100_000  # entries kept in memory while the disk refuses them
 
 
@@ -53,19 +54,28 @@ class Journal:
         self._since_prune = 0
         self._backlog: deque[tuple[int | None, str, bytes]] = deque()
         self.lost = 0
+        self.refusal: str | None = None  # why the latest entry that could not be written was not
         self._closed = False
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db = sqlite3.connect(
+                path, check_same_thread=False, isolation_level=None, timeout=_LOCKED_S
+            )
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _TABLES)
         except sqlite3.DatabaseError as error:
             raise FileFormatError(
                 f"{path}: the journal cannot be opened ({error}); move the file away to start anew"
             ) from error
 
-    def append(self, item: FrameRecord | LineEvent) -> bool:
+    def append(
+        self,
+        item: FrameRecord | LineEvent,
+        *,
+        otherwise: Callable[[], FrameRecord] | None = None,
+    ) -> bool:
         """Write an entry; False where the disk refused and it waits in memory instead.
 
-        False too once it is closed: whoever watches a line may still have something to say then.
+        What waits is `otherwise()` where that is given. False too once it is closed: whoever
+        watches a line may still have something to say then.
         """
         number = item.number if isinstance(item, FrameRecord) else None
         kind = "event" if number is None else "frame"
@@ -73,12 +83,11 @@ class Journal:
             if self._closed:
                 return False
             self._backlog.append((number, kind, msgspec.json.encode(item)))
-            return self.flush()
-
-    def amend(self, item: FrameRecord) -> None:
-        """Put an item in the place of the one that append() could not write just now."""
-        with self._lock:
-            self._backlog[-1] = (item.number, "frame", msgspec.json.encode(item))
+            written = self.flush()
+            if not written and otherwise is not None:
+                # Still the last one: nobody else can have come in between.
+                self._backlog[-1] = (number, kind, msgspec.json.encode(otherwise()))
+            return written
 
     def flush(self) -> bool:
         """Write what waits in memory, in order; False where the disk still refuses."""
@@ -89,7 +98,8 @@ class Journal:
                         "INSERT OR IGNORE INTO entries(number, kind, body) VALUES(?, ?, ?)",
                         self._backlog[0],
                     )
-                except sqlite3.OperationalError:
+                except sqlite3.OperationalError as error:
+                    self.refusal = str(error)
                     self._shorten_backlog()
                     return False
                 self._backlog.popleft()

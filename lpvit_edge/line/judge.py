@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lpvit_edge.bundle import Bundle
-from lpvit_edge.errors import LpvitEdgeError
+from lpvit_edge.errors import EngineError, LpvitEdgeError
 from lpvit_edge.golden import Agreement, GoldenFrame, agreement, softmax
 from lpvit_edge.images import decode_pixels, preprocessed
 from lpvit_edge.line.clock import Clock
@@ -149,6 +149,7 @@ class Judge:
         if self._engine is None:
             self._engine = self._load()
         outputs = self._engine.infer_all(tensor[None])
+        _refuse_non_finite(outputs)
         self.passed_ns = self._clock.monotonic_ns()
         if self._errors:
             self._errors = 0
@@ -169,6 +170,18 @@ class Judge:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def _refuse_non_finite(outputs: "dict[str, NDArray[np.float32]]") -> None:
+    """NaN compares with nothing: the first label would win, and no confidence be too low."""
+    import numpy as np
+
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise EngineError(
+                f"the engine answered NaN or infinity in {name!r}; float16 may have overflowed: "
+                "build in another precision"
+            )
 
 
 def lost_frame(number: int, *, clock: Clock, why: str) -> Frame:

@@ -1,18 +1,15 @@
 """The line put together: a feed, the judge, who is told, and who watches over them."""
 
 import contextlib
-import fcntl
-import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from lpvit_edge.bundle import Bundle
-from lpvit_edge.errors import EnvironmentUnfitError, MissingDependencyError
+from lpvit_edge.errors import MissingDependencyError
 from lpvit_edge.golden import unpack
 from lpvit_edge.line.capture import CaptureFeed
 from lpvit_edge.line.clock import Clock, JumpWatch, SystemClock
@@ -28,7 +25,7 @@ from lpvit_edge.line.records import TelemetryHub
 from lpvit_edge.line.redact import from_environment, redacted
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_edge.line.settle import Settlement
-from lpvit_edge.line.sink_watch import SinkWatch
+from lpvit_edge.line.sink_watch import CountWatch, SinkWatch
 from lpvit_edge.line.sinks import open_sinks
 from lpvit_edge.line.swap import Swap
 from lpvit_edge.line.verdict import refuse_unknown_labels
@@ -94,6 +91,7 @@ class Line:
         self.outputs.sinks = open_sinks(config.sink, self.journal)
         self.outputs.hold("the line starts")
         self._stop = threading.Event()
+        self._ended = threading.Event()  # after the drain: until then parts have deadlines
         self._jumps = JumpWatch(self.clock)
         self._deadlines = threading.Thread(target=self._watch_deadlines, daemon=True)
         self._sinks = threading.Thread(target=self._watch_sinks, name="sinks", daemon=True)
@@ -173,11 +171,6 @@ class Line:
 
     def _look_after(self) -> None:
         self.journal.flush()
-        if (jump_s := self._jumps.jumped_s()) is not None:
-            self.settlement.event(
-                "clock", f"the time of day jumped by {jump_s:+.1f} s; durations are unaffected",
-                "warning",
-            )  # fmt: skip
         passed_ns = self.judge.passed_ns
         if self._golden and (passed_ns is None or self._since_s(passed_ns) > PROBE_S):
             self.judge.probe(self._golden[0])
@@ -185,10 +178,27 @@ class Line:
     def _watch_sinks(self) -> None:
         """In a thread of its own, so that sinks are held when the engine hangs too."""
         watch = SinkWatch(self.outputs, self.settlement.event, self.clock)
-        while not self._stop.is_set():
+        losses = CountWatch(self.settlement.event, self.clock)
+        while not self._ended.is_set():
             self._hold_if_blind()
             watch.look()
-            self.clock.wait(self._stop, _WATCH_S)
+            self._tell_losses(losses)
+            self.clock.wait(self._ended, _WATCH_S)
+
+    def _tell_losses(self, losses: CountWatch) -> None:
+        """What the line could not do for its parts, and what else happened to it."""
+        losses.look(
+            "late", self.settlement.counts.late, "{n} parts had no verdict in time", "alarm"
+        )
+        overflowed = self.queue.overflowed
+        losses.look("overflow", overflowed, "{n} parts found the queue full", "alarm")
+        dropped = self.queue.dropped + self.feed.health.dropped
+        losses.look("dropped", dropped, "{n} frames gave way to newer ones", "info")
+        if (jump_s := self._jumps.jumped_s()) is not None:
+            self.settlement.event(
+                "clock", f"the time of day jumped by {jump_s:+.1f} s; durations are unaffected",
+                "warning",
+            )  # fmt: skip
 
     def _hold_if_blind(self) -> None:
         """Take the safe position while no part can be judged."""
@@ -219,8 +229,10 @@ class Line:
             self.feed.stop()
         while self.judge.step(0.0) is not None:
             pass
-        if self._sinks.is_alive():
-            self._sinks.join()
+        self._ended.set()
+        for thread in (self._sinks, self._deadlines):
+            if thread.is_alive():
+                thread.join()
         self.outputs.hold("the line stopped")
         self.journal.mark(_SETTLED, self.sequence.taken)
         left = self.outputs.close(timeout_s)
@@ -234,10 +246,10 @@ class Line:
         if self.config.policy.deadline_ms is None:
             return
         period_s = self.config.policy.deadline_ms / 1000
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             next_s = self.settlement.settle_late()
             # A part that arrives while this sleeps has a whole deadline before it, less its age.
-            self._stop.wait(min(next_s if next_s is not None else period_s / 4, period_s / 4))
+            self._ended.wait(min(next_s if next_s is not None else period_s / 4, period_s / 4))
 
     def _since_s(self, then_ns: int) -> float:
         return (self.clock.monotonic_ns() - then_ns) / 1e9
@@ -279,19 +291,3 @@ class Line:
             p999_ms=latency.percentile_ms(99.9),
             largest_ms=latency.largest_ms,
         )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Refuse a second line in the same state folder with EnvironmentUnfitError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise EnvironmentUnfitError(
-            f"another line runs with the state folder {folder}; stop it, or choose another --state"
-        ) from error
-    finally:
-        os.close(handle)

@@ -22,7 +22,7 @@ OVERFLOW = "queue full"
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The [policy] table of line.toml."""
 
-    kind: PolicyName = "newest"
+    kind: PolicyName | None = None  # None: `wait` for a folder or a video file, else `newest`
     queue: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8  # frames; of `newest` always 1
     deadline_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None  # trigger to verdict
 
@@ -33,7 +33,7 @@ class FrameQueue:
     def __init__(
         self, policy: Policy, *, on_drop: Callable[[Frame], None] = lambda frame: None
     ) -> None:
-        self._policy = policy
+        self._policy = policy  # its kind None is `newest`
         self._on_drop = on_drop
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
@@ -41,28 +41,28 @@ class FrameQueue:
         self.dropped = 0
         self.overflowed = 0
 
-    def put(self, frame: Frame) -> bool:
-        """Hand a frame over as the policy says; `wait` blocks. False once the queue is closed."""
-        with self._changed:
-            if self._closed:
-                return False
-            if not self._add(frame):
-                return False
-            self._changed.notify_all()
-            return True
+    def put(self, frame: Frame) -> Frame | None:
+        """Hand a frame over as the policy says; `wait` blocks. What was kept of it.
 
-    def _add(self, frame: Frame) -> bool:
-        if self._policy.kind == "newest":
+        None once the queue is closed.
+        """
+        with self._changed:
+            kept = None if self._closed else self._add(frame)
+            self._changed.notify_all()
+            return kept
+
+    def _add(self, frame: Frame) -> Frame | None:
+        if self._policy.kind in ("newest", None):
             self._drop_waiting()
         elif self._policy.kind == "wait":
             self._changed.wait_for(lambda: self._closed or not self._is_full())
             if self._closed:
-                return False
+                return None
         elif self._is_full() and frame.pixels is not None:
             self.overflowed += 1
             frame = msgspec.structs.replace(frame, pixels=None, lost=OVERFLOW)
         self._frames.append(frame)
-        return True
+        return frame
 
     def _is_full(self) -> bool:
         return sum(frame.pixels is not None for frame in self._frames) >= self._policy.queue

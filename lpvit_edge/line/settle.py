@@ -65,6 +65,12 @@ class Settlement:
         with self._lock:
             self._open[frame.number] = frame
 
+    def slim(self, frame: Frame) -> None:
+        """The queue kept the part without its image: neither is it kept here."""
+        with self._lock:
+            if frame.number in self._open:
+                self._open[frame.number] = frame
+
     def is_open(self, number: int) -> bool:
         """Whether the part still waits for its verdict."""
         with self._lock:
@@ -85,7 +91,7 @@ class Settlement:
         with self._lock:
             if self._open.pop(record.number, None) is None:
                 return False
-            if not self._journal.append(record):
+            if not self._journal.append(record, otherwise=lambda: self._instead(record)):
                 record = self._unrecorded(record)
             elif self._disk_full:
                 self._disk_full = False
@@ -150,18 +156,23 @@ class Settlement:
     def _unrecorded(self, record: FrameRecord) -> FrameRecord:
         """What cannot be recorded is not let through as good: the safe action holds."""
         self.counts.unrecorded += 1
-        safe = msgspec.structs.replace(
-            record,
-            verdict="safe",
-            action=action_of("safe", self._rule),
-            reason=f"not recorded on disk ({record.verdict} by the model)",
-        )
-        self._journal.amend(safe)
         if not self._disk_full:
             self._disk_full = True
-            self.event("disk", "the journal cannot be written; the safe verdict holds", "alarm")
-        return safe
+            why = self._journal.refusal
+            self.event("disk", f"the journal refuses ({why}); the safe verdict holds", "alarm")
+        return self._instead(record)
+
+    def _instead(self, record: FrameRecord) -> FrameRecord:
+        """What is told of a part whose verdict is not on disk; a reject stays one."""
+        rejected = record.action == "reject"
+        return msgspec.structs.replace(
+            record,
+            verdict="safe",
+            action="reject" if rejected else action_of("safe", self._rule),
+            reason=f"not recorded on disk ({record.verdict} by the model)",
+        )
 
     def _count(self, record: FrameRecord) -> None:
         setattr(self.counts, record.verdict, getattr(self.counts, record.verdict) + 1)
-        self.latency.add(record.latency.total_ms)
+        if not record.untimed:  # of which nobody knows when it came
+            self.latency.add(record.latency.total_ms)

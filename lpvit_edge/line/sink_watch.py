@@ -1,4 +1,4 @@
-"""Sinks that fail, and verdicts that one of them missed, as events in the journal."""
+"""Sinks that fail, and counts of what went wrong, as events in the journal."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,32 @@ from lpvit_edge.line.clock import Clock
 from lpvit_edge.line.outputs import Outputs
 from lpvit_edge.line.records import Severity
 
-_REST_S = 10.0  # between two events about what one sink missed
+_REST_S = 10.0  # between two events about one count
+
+
+class CountWatch:
+    """Says how much a count has risen, with a rest after each time."""
+
+    def __init__(self, event: Callable[[str, str, Severity], None], clock: Clock) -> None:
+        self._event = event
+        self._clock = clock
+        self._told: dict[str, tuple[int, int | None]] = {}  # count, time
+
+    def look(
+        self, kind: str, count: int, what: str, severity: Severity, *, name: str | None = None
+    ) -> None:
+        """An event of `kind` where the count rose since the last one, and that was long ago.
+
+        `what` says so, with {n} for how much it rose.
+        """
+        key = name or kind
+        now_ns = self._clock.monotonic_ns()
+        before, told_ns = self._told.get(key, (0, None))
+        if count == before or (told_ns is not None and now_ns - told_ns < _REST_S * 1e9):
+            return
+        self._told[key] = count, now_ns
+        prefix = "" if name is None else f"{name}: "
+        self._event(kind, prefix + what.format(n=count - before), severity)
 
 
 class SinkWatch:
@@ -17,10 +42,8 @@ class SinkWatch:
     ) -> None:
         self._outputs = outputs
         self._event = event
-        self._clock = clock
         self._failing: set[str] = set()
-        self._missed: dict[str, int] = {}
-        self._told_ns: dict[str, int] = {}
+        self._missed = CountWatch(event, clock)
 
     def look(self) -> None:
         """Tell what changed since the last call."""
@@ -31,14 +54,4 @@ class SinkWatch:
             self._event("sink", f"{name}: takes verdicts again", "info")
         self._failing = set(faults)
         for sink in self._outputs.sinks:
-            self._tell_missed(sink.name, sink.missed)
-
-    def _tell_missed(self, name: str, missed: int) -> None:
-        """Tell how many more verdicts a sink missed, with a rest after each time."""
-        before = self._missed.get(name, 0)
-        now_ns = self._clock.monotonic_ns()
-        told_ns = self._told_ns.get(name)
-        if missed == before or (told_ns is not None and now_ns - told_ns < _REST_S * 1e9):
-            return
-        self._missed[name], self._told_ns[name] = missed, now_ns
-        self._event("sink", f"{name}: missed {missed - before} verdicts", "alarm")
+            self._missed.look("sink", sink.missed, "missed {n} verdicts", "alarm", name=sink.name)

@@ -50,7 +50,7 @@ def judge(
     reason = None
     if label not in rule.accept:
         verdict, reason = "reject", f"label {label}"
-    elif confidence < rule.min_confidence:
+    elif not confidence >= rule.min_confidence:  # NaN is below everything
         verdict = "reject"
         reason = f"confidence {confidence:.3f} is below {rule.min_confidence:g}"
     return Judgement(
