@@ -24,6 +24,7 @@ Status = Literal["ok", "optional", "warning", "unfit"]
 ENGINES: Mapping[str, Sequence[str]] = {"openvino": ("openvino",)}
 _ENGINE_REMEDY = {"openvino": "pip install 'lpvit-edge[cpu]'"}
 _LEAST_MEMORY_MB = 2000
+WEAKLY_TYPED = "built weakly typed"
 _KERNEL_ISA = {"x86_64": {"avx2", "fma"}, "aarch64": {"asimd"}}
 
 
@@ -221,9 +222,15 @@ def _tensorrt(device: DeviceIdentity) -> tuple[Finding, ...]:
     return (absent,)
 
 
+def layer_name(pattern: str) -> str:
+    """What the finding about one layer of a pattern, built with TensorRT, is called."""
+    return f"one {pattern} layer"
+
+
 def _builds(tensorrt: Sequence[Finding]) -> bool:
-    """Whether TensorRT has just built a dense layer here."""
-    return any(f.name == "one dense layer" and f.status == "ok" for f in tensorrt)
+    """Whether TensorRT has just built a dense layer here, which runs weakly typed too."""
+    dense = layer_name("dense")
+    return any(f.name == dense and (f.status == "ok" or f.found == WEAKLY_TYPED) for f in tensorrt)
 
 
 def _torch_pair() -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from lpvit_edge.doctor import Finding, Status
+from lpvit_edge.doctor import WEAKLY_TYPED, Finding, Status, layer_name
 from lpvit_edge.errors import LpvitEdgeError
 from lpvit_profilers.device import DeviceIdentity
 
@@ -92,15 +92,17 @@ def _built(pattern: str, gpu: "OpenDevice", version: str) -> Finding:
         built = _build(pattern, gpu)
     except LpvitEdgeError as error:
         what, remedy = _split(error)
-        return _finding(f"one {pattern} layer", "warning", what, remedy)
+        return _finding(layer_name(pattern), "warning", what, remedy)
     if not built.strongly_typed:
         remedy = f"TensorRT {version} refused it strongly typed and took it weakly typed; tell us"
-        return _finding(f"one {pattern} layer", "warning", "built weakly typed", remedy)
+        return _finding(layer_name(pattern), "warning", WEAKLY_TYPED, remedy)
     kernels = ", ".join(dict.fromkeys(layer.kernel for layer in built.layers))
     if pattern == "2:4" and not any(layer.sparse for layer in built.layers):
         remedy = "allocate blocks instead (--patterns 64x16,32x32): 2:4 brings nothing here"
-        return _finding("one 2:4 layer", "warning", f"built with a dense kernel: {kernels}", remedy)
-    return _finding(f"one {pattern} layer", "ok", f"built: {kernels}")
+        return _finding(
+            layer_name(pattern), "warning", f"built with a dense kernel: {kernels}", remedy
+        )
+    return _finding(layer_name(pattern), "ok", f"built: {kernels}")
 
 
 def _build(pattern: str, gpu: "OpenDevice") -> "Built":

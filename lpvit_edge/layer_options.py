@@ -141,7 +141,7 @@ def interpolated_latency(gemms: list[GemmCost]) -> Callable[[float], float]:
 def _interpolated_energy(gemms: list[GemmCost]) -> Callable[[float], float | None]:
     """Energy over sparsity in the same way, between the points that have one; None outside them.
 
-    A form without any block left draws so little that its energy is often lost in the noise.
+    A form without any block left, which draws no more than no layer at all, has 0 mJ.
     """
     known = sorted((gemm.sparsity, gemm.energy_mj) for gemm in gemms if gemm.energy_mj is not None)
     if not known:

@@ -33,7 +33,8 @@ def profile(
     tdp_w: Annotated[
         float | None,
         typer.Option(
-            help="Processor's TDP in watts: estimate energies where no sensor is.",
+            help="Processor's TDP in watts: estimate energies where no sensor is; not with "
+            "TensorRT, which works on the GPU.",
             min=1.0,
             max=1999.0,
         ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lpvit_edge.energy import working_part
+from lpvit_edge.progress import say
 from lpvit_edge.records import GemmCost, PowerNote
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lpvit_profilers.sampler import Sampler
 
 _WATCH_S = 1.0  # how often throttling is looked for
+_NO_ESTIMATE = "the estimate from --tdp-w is of a processor, and the work is on the GPU; "
 _CONTRADICT = "some readings contradict each other (a rail above its own total)"
 
 
@@ -26,21 +28,23 @@ def sensor_of(
     """The best sensor that covers where `engine` works, sampling, or None; and what to say of it.
 
     Only without a sensor, and only with a stated TDP, a model takes its place; its energies are
-    marked "estimated".
+    marked "estimated". The model is of a processor and takes no place where the GPU works.
     """
     from lpvit_profilers.base import opened
-    from lpvit_profilers.detect import default_source, detect, why_none
+    from lpvit_profilers.detect import default_source, detect, no_sensor, why_none
     from lpvit_profilers.estimate import EstimatedSource
     from lpvit_profilers.sampler import Sampler
 
     working = working_part(engine)
     source = default_source(working=working)
-    if source is None and tdp_w is not None and working != "gpu":  # the model is of a processor
+    if source is not None and tdp_w is not None:
+        say("a sensor measures here: --tdp-w is not used")
+    if source is None and tdp_w is not None and working != "gpu":
         source = EstimatedSource(tdp_w=tdp_w)
     if source is None:
         reason = (
-            f"no power sensor can be read here ({why_none(detect(), working=working)}); the "
-            "profile carries latency only"
+            f"{no_sensor(working)} ({why_none(detect(), working=working)}); "
+            f"{_NO_ESTIMATE if tdp_w is not None else ''}the profile carries latency only"
         )
         yield None, PowerNote(source=None, scope=None, quality="unavailable", reason=reason)
         return

@@ -8,7 +8,14 @@ import msgspec
 import pytest
 
 from lpvit_edge.errors import UnknownOptionError
-from lpvit_profilers.base import Conditions, PowerSample, Quality, SourceInfo
+from lpvit_profilers.base import (
+    STUCK,
+    STUCK_AFTER,
+    Conditions,
+    PowerSample,
+    Quality,
+    SourceInfo,
+)
 from lpvit_profilers.energy import measure_energies, measure_energy
 from lpvit_profilers.energy_records import EnergyMeasurement
 from lpvit_profilers.nvml_probe import SensorTiming
@@ -226,6 +233,17 @@ def test_a_reading_that_never_moves_is_not_trusted() -> None:
     )
     assert any("the sensor's reading never moved" in reason for reason in found.reasons)
     assert (found.quality, found.trusted) == ("suspect", False)
+
+
+def test_an_estimate_that_never_moves_stays_an_estimate() -> None:
+    bench = Bench(is_flat=True, quality="estimated")
+    bench.busy = True
+    found = measure_energy(
+        lambda: time.sleep(CALL_S), bench, window_s=1.0, repeats=1, max_warmup_s=0.1, idle_s=0.1
+    )
+    assert found.repeats[0].samples >= STUCK_AFTER
+    assert found.quality == "estimated"
+    assert STUCK not in found.reasons
 
 
 def test_several_are_measured_in_turns_and_each_gets_its_own_energy() -> None:

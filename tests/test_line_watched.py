@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from lpvit_edge.bundle import Bundle
+from lpvit_edge.dashboard.power import PowerMonitor
 from lpvit_edge.line.clock import SystemClock
 from lpvit_edge.line.judge import Judge
 from lpvit_edge.line.line import Line
@@ -88,6 +89,29 @@ def test_a_line_with_a_page_shows_what_it_decided(
         shown = ok_frames_on_the_page("http://127.0.0.1:19377/metrics")
         line.close()
     assert shown == 3.0
+
+
+@pytest.mark.parametrize(("engine", "part"), [("openvino", "cpu"), ("tensorrt", "gpu")])
+def test_the_page_shows_the_power_of_the_part_on_which_the_engine_works(
+    engine: str,
+    part: str,
+    bundle: Bundle,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    asked: list[str | None] = []
+
+    def monitor(*, working: str | None = None) -> PowerMonitor:
+        asked.append(working)
+        return PowerMonitor(None, reason="none in this test")
+
+    monkeypatch.setattr("lpvit_edge.dashboard.power.monitor_of_this_device", monitor)
+    manifest = msgspec.structs.replace(bundle.manifest, engine=engine)
+    other = msgspec.structs.replace(bundle, manifest=manifest)
+    with watched(other, folder_config(tmp_path), bind="127.0.0.1:19379", token=None):
+        assert asked == [part]
 
 
 def ok_frames_on_the_page(url: str) -> float | None:

@@ -13,7 +13,7 @@ import typer
 
 from lpvit_edge import doctor as doctor_module
 from lpvit_edge import power_cli
-from lpvit_edge.doctor import Finding, Status, examine, pair_problem
+from lpvit_edge.doctor import WEAKLY_TYPED, Finding, Status, examine, layer_name, pair_problem
 from lpvit_edge.errors import (
     EnvironmentUnfitError,
     FileFormatError,
@@ -142,6 +142,24 @@ def test_a_reading_that_never_moves_is_suspect(run: Run, tmp_path: Path) -> None
     assert shown([4000] * 19 + [4040]) == ("measured", None)
 
 
+def test_an_estimate_that_never_moves_stays_an_estimate(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "estimate.jsonl"
+    info = {**OFF, "name": "estimate", "quality": "estimated", "rails": ["CPU (estimated)"]}
+    header = {"kind": "power-recording", "format": 1, "info": info}
+    readings = (
+        {
+            "t_ns": n * 100_000_000,
+            "rails_mw": {"CPU (estimated)": 6500.0},
+            "total_mw": 6500.0,
+            "quality": "estimated",
+        }
+        for n in range(25)
+    )
+    path.write_text("\n".join(json.dumps(line) for line in (header, *readings)))
+    document = json.loads(run("power", "--replay", str(path), "--json").stdout)
+    assert (document["samples"], document["quality"], document["reason"]) == (25, "estimated", None)
+
+
 def test_power_prints_a_table_of_at_most_80_columns(run: Run, log: Path) -> None:
     result = run("power", "--replay", str(log))
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
@@ -198,7 +216,15 @@ def test_power_reads_the_source_that_is_named_or_says_why_not(run: Run) -> None:
     assert str(absent) == "tegrastats cannot be read here: this is not a Jetson"
     unknown = run("power", "--source", "psychic").exception
     assert isinstance(unknown, UnknownOptionError)
-    assert "there are jetson-sysfs, tegrastats, nvml, rapl, estimate" in str(unknown)
+    assert "there are jetson-sysfs, tegrastats, nvml, rapl. The estimate" in str(unknown)
+
+
+def test_the_estimate_is_no_sensor_that_can_be_named(run: Run) -> None:
+    for arguments in (("--source", "estimate"), ("--source", "estimate", "--tdp-w", "65")):
+        assert isinstance(run("power", *arguments).exception, UnknownOptionError)
+    refused = str(run("power", "--source", "estimate").exception)
+    assert "no sensor is called 'estimate'" in refused
+    assert "--tdp-w alone asks for it" in refused
 
 
 @pytest.mark.usefixtures("orin")
@@ -301,14 +327,16 @@ def test_tensorrt_alone_does_not_make_a_machine_fit(
 def test_a_tensorrt_that_builds_makes_a_machine_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def built(status: Status) -> tuple[Finding, ...]:
-        return (Finding(area="tensorrt", name="one dense layer", status=status, found="x"),)
+    def built(status: Status, found: str = "x") -> tuple[Finding, ...]:
+        return (Finding(area="tensorrt", name=layer_name("dense"), status=status, found=found),)
 
     monkeypatch.setattr(doctor_module, "installed", lambda _: None)
     monkeypatch.setattr(doctor_module, "_tensorrt", lambda _: built("ok"))
     assert examine(root=tmp_path).is_fit
     monkeypatch.setattr(doctor_module, "_tensorrt", lambda _: built("warning"))
     assert not examine(root=tmp_path).is_fit
+    monkeypatch.setattr(doctor_module, "_tensorrt", lambda _: built("warning", WEAKLY_TYPED))
+    assert examine(root=tmp_path).is_fit
 
 
 def test_a_small_machine_with_an_old_processor_gets_remedies(tmp_path: Path) -> None:

@@ -351,7 +351,8 @@ def test_the_source_chosen_covers_the_part_that_works(
     monkeypatch.setattr("lpvit_profilers.detect.RaplSource", lambda _: Board("rail"))
     assert scope("cpu") is None
     reasons = why_none(detect(tmp_path), working="cpu")
-    assert "nvml: it measures VDD_IN, gpu_board, measured, and the work is on the CPU" in reasons
+    assert "nvml: it measures the GPU board only" in reasons
+    assert "rapl: it measures single rails only" in reasons
     assert "nvml" not in why_none(detect(tmp_path))
     # on a Jetson the module's input covers both
     for part in CONTAINING:

@@ -1,6 +1,7 @@
 """The doctor builds one layer of each form with TensorRT and says what to do where it cannot."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from lpvit_edge.doctor import Finding
+from lpvit_edge import doctor_tensorrt
+from lpvit_edge.doctor import Finding, _builds
 from lpvit_edge.doctor_tensorrt import JETPACKS, examine_tensorrt
 from lpvit_engines.tensorrt.device import opened
 from lpvit_profilers.device import DeviceIdentity, identify
@@ -45,6 +47,23 @@ def test_each_form_is_built_and_its_kernel_named(examined: Any) -> None:
     assert "sm80_xmma_sparse_gemm" in found["one 2:4 layer"].found
     assert "BlockSparseLinear" in found["one 64x16 layer"].found
     assert [config.flags for config in trt.configs] == [[], ["SPARSE_WEIGHTS"], []]
+
+
+def test_the_machine_can_run_what_tensorrt_builds_even_weakly_typed(
+    examined: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _builds(tuple(examined(building_tensorrt()).values()))
+    assert not _builds(tuple(examined(building_tensorrt(refuses="out of memory")).values()))
+    build = doctor_tensorrt._build
+    monkeypatch.setattr(
+        doctor_tensorrt, "_build", lambda *given: replace(build(*given), strongly_typed=False)
+    )
+    weak = examined(building_tensorrt())
+    assert (weak["one dense layer"].status, weak["one dense layer"].found) == (
+        "warning",
+        "built weakly typed",
+    )
+    assert _builds(tuple(weak.values()))
 
 
 def test_two_four_that_runs_dense_is_advised_against(examined: Any) -> None:

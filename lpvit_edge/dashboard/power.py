@@ -155,15 +155,13 @@ def monitor_of_this_device(
 
     Without one, a monitor that says why.
     """
-    from lpvit_profilers.detect import default_source, detect, why_none
+    from lpvit_profilers.detect import default_source, detect, no_sensor, why_none
 
     source = default_source(root, working=working)
     if source is not None:
         return PowerMonitor(source)
     found: tuple[Detected, ...] = detect(root)
-    return PowerMonitor(
-        None, reason=f"no power sensor can be read here: {why_none(found, working=working)}"
-    )
+    return PowerMonitor(None, reason=f"{no_sensor(working)}: {why_none(found, working=working)}")
 
 
 def _named(info: SourceInfo, power: Power) -> Power:

@@ -1,7 +1,7 @@
 """Which power sources this machine has, each with the reason where it has not."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ from lpvit_profilers.base import (
     CONTAINING,
     PowerSample,
     PowerSource,
+    Scope,
     SourceInfo,
     WorkingPart,
     opened,
@@ -21,6 +22,16 @@ from lpvit_profilers.jetson_sysfs import JetsonSysfsSource
 from lpvit_profilers.nvml import NvmlSource
 from lpvit_profilers.rapl import RaplSource
 from lpvit_profilers.tegrastats_process import TegrastatsSource
+
+_ESTIMATE = "estimate"
+_COVERS: Mapping[Scope, str] = {
+    "module_input": "the module's input",
+    "board_input": "the board's input",
+    "module": "the module's rails",
+    "gpu_board": "the GPU board",
+    "rail": "single rails",
+    "cpu_package": "the CPU package",
+}
 
 
 class Detected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,14 +74,15 @@ def default_source(
 
 
 def source_named(name: str, root: Path = Path("/")) -> PowerSource:
-    """One source of those that detect() tries, not open yet.
+    """One sensor of those that detect() tries, not open yet; the estimate is none.
 
     Raises UnknownOptionError for another name and EnvironmentUnfitError where it does not measure.
     """
-    known = {candidate.name: candidate for candidate in _candidates(root, None)}
+    known = {c.name: c for c in _candidates(root, None) if c.name != _ESTIMATE}
     if name not in known:
         raise UnknownOptionError(
-            f"no power source is called {name!r}; there are {', '.join(known)}"
+            f"no sensor is called {name!r}; there are {', '.join(known)}. The estimate is a model: "
+            "where no sensor measures, --tdp-w alone asks for it"
         )
     found = _try(known[name])
     if not found.usable:
@@ -86,9 +98,22 @@ def covers(found: Detected, working: WorkingPart | None) -> bool:
 
 
 def why_none(found: Sequence[Detected], *, working: WorkingPart | None = None) -> str:
-    """One sentence for a report: why there is no power on this machine, or not of this part."""
-    reasons = [f"{d.name}: {_why_not(d, working)}" for d in found if not _fits(d, working)]
+    """One sentence for a report: why there is no power on this machine, or not of this part.
+
+    The estimate is of a processor, and so not spoken of where the work is on the GPU.
+    """
+    reasons = [
+        f"{d.name}: {_why_not(d, working)}"
+        for d in found
+        if not _fits(d, working) and not (d.name == _ESTIMATE and working == "gpu")
+    ]
     return "; ".join(reasons)
+
+
+def no_sensor(working: WorkingPart | None) -> str:
+    """How a sentence begins that says that nothing can be read here, or nothing of this part."""
+    covering = "" if working is None else f" that covers the {working.upper()}"
+    return f"no power sensor{covering} can be read here"
 
 
 def _fits(found: Detected, working: WorkingPart | None) -> bool:
@@ -96,9 +121,9 @@ def _fits(found: Detected, working: WorkingPart | None) -> bool:
 
 
 def _why_not(found: Detected, working: WorkingPart | None) -> str:
-    if not found.usable or working is None:
+    if not found.usable or working is None or found.info is None:
         return found.reason
-    return f"it measures {found.reason}, and the work is on the {working.upper()}"
+    return f"it measures {_COVERS[found.info.scope]} only"
 
 
 def _candidates(root: Path, tdp_w: float | None) -> tuple[_Candidate, ...]:
@@ -120,7 +145,7 @@ def _candidates(root: Path, tdp_w: float | None) -> tuple[_Candidate, ...]:
         _Candidate(name="nvml", make=NvmlSource, refusal=mute),
         _Candidate(name="rapl", make=lambda: RaplSource(root)),
         _Candidate(
-            name="estimate", make=lambda: EstimatedSource(tdp_w=tdp_w or 0.0), refusal=no_estimate
+            name=_ESTIMATE, make=lambda: EstimatedSource(tdp_w=tdp_w or 0.0), refusal=no_estimate
         ),
     )
 
