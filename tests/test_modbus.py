@@ -77,6 +77,41 @@ def test_the_state_says_held_and_at_the_end_stopped_and_no_coil_stays_set(
     assert controller.registers(3) == [OFFLINE]
 
 
+@pytest.mark.parametrize("interruption", ["hold", "outage", "late part"])
+def test_the_coil_rejects_a_part_once_whatever_comes_between(
+    interruption: str, controller: Controller, journal: Journal
+) -> None:
+    sink = RemoteSink(Modbus(config(controller.port)), journal)
+    journal.append(frame(1, "reject"))
+    wait_for(lambda: controller.coils() == [True, True], what=sink.error)
+    if interruption == "hold":
+        sink.hold(True)
+        controller.wait_for_state(HELD)
+        sink.hold(False)
+        controller.wait_for_state(ONLINE)
+    elif interruption == "outage":
+        controller.stop()
+        wait_for(lambda: sink.error is not None)
+        controller.start()
+        wait_for(lambda: sink.error is None)
+    else:
+        journal.append(frame(2, "reject", age_s=60.0))
+        wait_for(lambda: sink.missed == 1)
+    wait_for(lambda: controller.coils()[1])
+    end_s = time.monotonic() + 0.6  # two heartbeats
+    seen = {tuple(controller.coils())}
+    while time.monotonic() < end_s:
+        time.sleep(0.01)
+        seen.add(tuple(controller.coils()))
+    if interruption == "late part":
+        seen.discard((True, True))  # between `missed` and the writing
+    assert seen == {(False, True)}
+    assert controller.coils() == [False, True]
+    journal.append(frame(3, "reject"))
+    wait_for(lambda: controller.coils() == [True, True], what=sink.error)
+    assert sink.close(5.0) == 0
+
+
 def test_a_full_ring_of_verdicts_at_once_is_read_whole_and_in_order(
     controller: Controller, journal: Journal
 ) -> None:

@@ -19,7 +19,8 @@ registers. Offsets count from `register`:
                                              7   the part's number modulo 65536 once more
 
 A verdict is written into its slot first, then into the coils, then `written` moves. Coils, from
-`coil`: 0 the newest part is to be rejected, 1 the line judges.
+`coil`: 0 the newest part is to be rejected, 1 the line judges. A part is rejected once: after
+a hold, a lost connection, or a newer part that was too late, coil 0 stays clear until the next.
 """
 
 import contextlib
@@ -112,15 +113,19 @@ class Modbus:
         while left:
             count = 1 if self._config.coil is not None else _AT_ONCE
             some, left = left[:count], left[count:]
-            taken = (self._tally.take(entry) for entry in some)
+            taken = [self._tally.take(entry) for entry in some]
             timely = [found for found in taken if found is not None and found.entry > self._told]
             if timely:
                 self._tell(timely)
+            if taken[-1] is None and some[-1].kind == "frame":
+                self._forget_reject()  # the newest part is another, and was too late to be told
         self._tally.forget(entries[-1].id)
 
     def beat(self, *, is_held: bool) -> None:
         """Write the header with another heartbeat."""
         self._state = HELD if is_held else ONLINE
+        if is_held:
+            self._rejects = False  # afterwards the part is gone
         self._heart = self._heart % 65535 + 1
         client = self._connected()
         self._write_coils(client)
@@ -129,6 +134,7 @@ class Modbus:
     def disconnect(self) -> None:
         """Say that the line was stopped, where the controller still answers, and let go."""
         client, self._client = self._client, None
+        self._rejects = False
         if client is None:
             return
         if self._is_sound:
@@ -137,6 +143,11 @@ class Modbus:
                 self._write_coils(client)
                 self._write(client, 0, self._header())
         client.close()
+
+    def _forget_reject(self) -> None:
+        if self._rejects:
+            self._rejects = False
+            self._write_coils(self._connected())
 
     def _tell(self, timely: list[Timely]) -> None:
         client = self._connected()
