@@ -77,6 +77,10 @@ class Hub:
         self.power = power
         self.watcher = watcher
         self.shadow: Callable[[], ShadowNow] | None = None
+        self.failed: Callable[[str], None] = (
+            self._say_failed
+        )  # told that the watch ended with an unexpected error
+        self._failure: str | None = None
         self._root = root
         self._lock = threading.Lock()
         self._counters = FrameCounters()
@@ -183,7 +187,8 @@ class Hub:
 
     def _drift(self, not_watched: int) -> tuple[DriftNow | None, str | None]:
         if self.watcher is None:
-            return None, "this line runs without a drift watch" if self._engine else _NO_LINE
+            without = "this line runs without a drift watch" if self._engine else _NO_LINE
+            return None, self._failure or without
         return self.watcher.drift_now(not_watched=not_watched)
 
     def _shadow(self) -> tuple[ShadowNow | None, str | None]:
@@ -228,5 +233,14 @@ class Hub:
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             watcher = self.watcher  # another one where another bundle took over
-            if watcher is not None:
+            if watcher is None:
+                continue
+            try:
                 watcher.see(*item)
+            except Exception as error:  # its state is unknown now: no level is better than an old
+                self._failure = f"the drift watch ended: {type(error).__name__}: {error}"[:500]
+                self.watcher = None
+                self.failed(self._failure)
+
+    def _say_failed(self, text: str) -> None:
+        self.publish_event("drift", text, "alarm", time.time())

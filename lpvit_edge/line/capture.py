@@ -15,6 +15,7 @@ from lpvit_edge.line.capture_process import MOST_MISSED, Orders
 from lpvit_edge.line.config import SourceConfig
 from lpvit_edge.line.feed import Health, Intake, State
 from lpvit_edge.line.frames import Frame
+from lpvit_edge.line.guarded import GuardedThread
 from lpvit_edge.line.policy import Policy
 from lpvit_edge.line.records import Severity
 from lpvit_edge.line.ring import FrameMessage, Message, RingReader, StatusMessage
@@ -42,18 +43,18 @@ class CaptureFeed:
         self._path = sequence_path
         self._stall_s = stall_s
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+        self.thread = GuardedThread(self._run, name="capture")
         self._last_number = 0
         self.health = Health(since_ns=intake.clock.monotonic_ns())
 
     def start(self) -> None:
         """Start the process and listen."""
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         """Kill the process; frames that it handed over stay in the queue."""
         self._stopping.set()
-        self._thread.join()
+        self.thread.join()
 
     def settled(self, frame: Frame) -> None:
         """A camera does not care."""

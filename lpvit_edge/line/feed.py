@@ -7,6 +7,7 @@ import msgspec
 
 from lpvit_edge.line.clock import Clock
 from lpvit_edge.line.frames import Frame
+from lpvit_edge.line.guarded import GuardedThread
 from lpvit_edge.line.policy import FrameQueue
 from lpvit_edge.line.settle import Settlement
 
@@ -29,6 +30,7 @@ class Feed(Protocol):
     """A source of numbered frames."""
 
     health: Health
+    thread: GuardedThread
 
     def start(self) -> None:
         """Begin."""

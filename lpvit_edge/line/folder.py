@@ -16,6 +16,7 @@ from lpvit_edge.images import SUFFIXES, decode_pixels
 from lpvit_edge.line.config import FolderSource
 from lpvit_edge.line.feed import Health, Intake
 from lpvit_edge.line.frames import Frame
+from lpvit_edge.line.guarded import GuardedThread
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.records import Severity
 from lpvit_edge.line.sequence import SequenceFile
@@ -35,7 +36,7 @@ class FolderFeed:
         self._journal = journal
         self._paths: dict[int, Path] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="folder", daemon=True)
+        self.thread = GuardedThread(self._run, name="folder")
         self.health = Health(since_ns=intake.clock.monotonic_ns())
 
     def start(self) -> None:
@@ -44,13 +45,13 @@ class FolderFeed:
             raise SourceError(f"{self._folder}: no such folder; make it, or check its mount")
         self._claimed.mkdir(exist_ok=True)
         self._done.mkdir(exist_ok=True)
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         """Claim no more."""
         self._stopping.set()
         self._intake.queue.close()
-        self._thread.join()
+        self.thread.join()
 
     def claimed_numbers(self) -> frozenset[int]:
         """Frames that a crash left claimed: they will be judged and are not lost."""

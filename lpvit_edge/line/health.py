@@ -1,7 +1,8 @@
 """/healthz and /readyz, for a service manager or a load balancer.
 
-/healthz   200 while the engine answers: it passed a frame, or a golden frame, not long ago
-/readyz    200 while parts can be judged: the engine answers and the source is live
+/healthz   200 while the engine answers (it passed a frame, or a golden frame, not long ago) and
+           every thread that verdicts need is alive
+/readyz    200 while parts can be judged: the source is live, too
 """
 
 import threading
@@ -18,6 +19,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: bool
     source: bool
+    alive: bool  # no thread that verdicts need has ended
     text: str
     frames: int
     safe: int
@@ -25,6 +27,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     waiting_on_disk: int
     sinks: dict[str, str]  # by sink, what is wrong with it
     missed: dict[str, int]  # by sink, verdicts that came too late for it
+    died: dict[str, str]  # by thread, which error nobody expected ended it
 
 
 class HealthServer:
@@ -39,7 +42,8 @@ class HealthServer:
 
             def do_GET(self) -> None:
                 now = status()
-                known = {"/healthz": now.engine, "/readyz": now.engine and now.source}
+                sound = now.engine and now.alive
+                known = {"/healthz": sound, "/readyz": sound and now.source}
                 if self.path not in known:
                     self.send_error(404)
                     return

@@ -16,6 +16,7 @@ from lpvit_edge.line.clock import Clock, JumpWatch, SystemClock
 from lpvit_edge.line.config import FolderSource, LineConfig
 from lpvit_edge.line.feed import Feed, Intake
 from lpvit_edge.line.folder import FolderFeed
+from lpvit_edge.line.guarded import GuardedThread, ThreadWatch
 from lpvit_edge.line.health import Status
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.judge import Judge, Summary, lost_frame
@@ -93,8 +94,13 @@ class Line:
         self._stop = threading.Event()
         self._ended = threading.Event()  # after the drain: until then parts have deadlines
         self._jumps = JumpWatch(self.clock)
-        self._deadlines = threading.Thread(target=self._watch_deadlines, daemon=True)
-        self._sinks = threading.Thread(target=self._watch_sinks, name="sinks", daemon=True)
+        self.threads = ThreadWatch(
+            self._needed_threads, hold=self._hold_if_blind, event=self.settlement.event
+        )
+        self._deadlines = GuardedThread(self._watch_deadlines, name="deadlines")
+        self._sinks = GuardedThread(
+            self._watch_sinks, name="sinks", failed=lambda text: self.threads.look()
+        )
         self._golden = unpack(bundle.path("golden.zip"))
 
     def _make_feed(self) -> Feed:
@@ -180,6 +186,7 @@ class Line:
         watch = SinkWatch(self.outputs, self.settlement.event, self.clock)
         losses = CountWatch(self.settlement.event, self.clock)
         while not self._ended.is_set():
+            self.threads.look()
             self._hold_if_blind()
             watch.look()
             self._tell_losses(losses)
@@ -200,9 +207,15 @@ class Line:
                 "warning",
             )  # fmt: skip
 
+    def _needed_threads(self) -> tuple[GuardedThread, ...]:
+        sinks = (sink.thread for sink in self.outputs.sinks)
+        return (self._deadlines, self._sinks, self.feed.thread, *sinks)
+
     def _hold_if_blind(self) -> None:
         """Take the safe position while no part can be judged."""
-        if self.feed.health.state not in ("live", "ended"):
+        if died := self.threads.died():
+            self.outputs.hold(f"the thread {', '.join(died)} ended")
+        elif self.feed.health.state not in ("live", "ended"):
             self.outputs.hold(f"source {self.feed.health.state}: {self.feed.health.text}")
         elif not self.engine_answers():
             self.outputs.hold("the engine does not answer")
@@ -265,6 +278,7 @@ class Line:
         return Status(
             engine=self.engine_answers(),
             source=health.state == "live",
+            alive=not self.threads.died(),
             text=f"source {health.state} {health.text}".strip(),
             frames=counts.ok + counts.reject + counts.safe,
             safe=counts.safe,
@@ -272,6 +286,7 @@ class Line:
             waiting_on_disk=self.journal.waiting,
             sinks=self.outputs.faults(),
             missed={sink.name: sink.missed for sink in self.outputs.sinks if sink.missed},
+            died=self.threads.aside | self.threads.died(),
         )
 
     def summary(self) -> Summary:

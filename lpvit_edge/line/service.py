@@ -101,8 +101,8 @@ def _serve(line: Line, bundles: Bundles, seconds: float | None) -> None:
 def _watchdog(line: Line, seconds: float | None) -> Callable[[], None]:
     """Called between frames: says READY after the first verdict of the engine, then WATCHDOG.
 
-    WATCHDOG is only sent while the source is live and the engine answers, so that systemd
-    restarts what no restart of the capture process could mend.
+    WATCHDOG is only sent while the engine answers and every thread lives: what a restart of the
+    service mends. A source that is away is not: the capture process is started again instead.
     """
     notifier = Notifier()
     end_s = None if seconds is None else time.monotonic() + seconds
@@ -121,7 +121,7 @@ def _watchdog(line: Line, seconds: float | None) -> Callable[[], None]:
             ready = True
             notifier.send(ready="1")
         status = line.status()
-        if ready and status.engine and status.source:
+        if ready and status.engine and status.alive:
             sent_s = now_s
             notifier.send(watchdog="1", status=f"{status.frames} frames, {status.text}")
 

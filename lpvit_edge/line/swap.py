@@ -9,6 +9,7 @@ import msgspec
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.errors import LpvitEdgeError
 from lpvit_edge.line.config import LineConfig
+from lpvit_edge.line.guarded import in_words
 from lpvit_edge.line.records import Severity
 from lpvit_edge.line.verdict import refuse_unknown_labels
 from lpvit_edge.proof import load_bundle_engine, proven_engine
@@ -69,9 +70,10 @@ class Swap:
         try:
             refuse_unknown_labels(self._config.verdict, bundle.labels)
             engine = proven_engine(bundle, engine=self._config.engine, threads=self._config.threads)
-        except LpvitEdgeError as error:
-            self._event("bundle", f"{bundle.version} not taken over: {error}", "alarm")
-            refused(str(error))
+        except Exception as error:  # a library's own too: who offered it must hear of it
+            text = str(error) if isinstance(error, LpvitEdgeError) else in_words(error)
+            self._event("bundle", f"{bundle.version} not taken over: {text}", "alarm")
+            refused(text)
             return
         unwanted: Engine | None = engine
         with self._lock:

@@ -83,6 +83,7 @@ def watch_drift(hub: "Hub", line: "Line", bundles: "Bundles") -> None:
 
     def watch(bundle: Bundle) -> None:
         show_bundle(hub, bundle)
+        line.threads.aside.pop("drift watch", None)
         try:
             hub.watcher = drift_monitor(
                 bundle,
@@ -94,6 +95,11 @@ def watch_drift(hub: "Hub", line: "Line", bundles: "Bundles") -> None:
             hub.watcher = None
             line.settlement.event("drift", f"nobody watches for drift: {error}", "alarm")
 
+    def failed(text: str) -> None:
+        line.threads.aside["drift watch"] = text
+        line.settlement.event("drift", text, "alarm")
+
+    hub.failed = failed
     line.on_bundle = watch
     watch(line.bundle)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from lpvit_edge.line.guarded import GuardedThread
 from lpvit_edge.line.journal import Entry
 from lpvit_edge.line.records import FrameRecord
 
@@ -15,6 +16,7 @@ class Sink(Protocol):
     """Takes verdicts; deliver() and hold() return at once and raise nothing but SinkError."""
 
     name: str
+    thread: GuardedThread
 
     @property
     def error(self) -> str | None:

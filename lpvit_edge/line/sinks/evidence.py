@@ -6,7 +6,6 @@ evidence/2026-03-01/000042.png    lossless, as the camera gave it
 
 import queue
 import sqlite3
-import threading
 import time
 from datetime import datetime, timezone
 from io import BytesIO
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.files import write_atomic
+from lpvit_edge.line.guarded import GuardedThread, in_words
 from lpvit_edge.line.records import FrameRecord
 from lpvit_edge.line.sink_config import EvidenceSink
 
@@ -51,8 +51,8 @@ class EvidenceStore:
         )
         self.missed = 0
         self.error: str | None = None
-        self._thread = threading.Thread(target=self._run, name="evidence", daemon=True)
-        self._thread.start()
+        self.thread = GuardedThread(self._run, name=self.name)
+        self.thread.start()
 
     def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:
         """Keep the image of a part that was rejected, not judged, or accepted with doubt."""
@@ -72,10 +72,10 @@ class EvidenceStore:
         left = 0
         try:
             self._queue.put(None, timeout=timeout_s)
-            self._thread.join(timeout_s)
+            self.thread.join(timeout_s)
         except queue.Full:
             left = self._queue.qsize()
-        if not self._thread.is_alive():
+        if not self.thread.is_alive():
             self._db.close()
         return left
 
@@ -88,6 +88,9 @@ class EvidenceStore:
             except (OSError, sqlite3.OperationalError) as error:
                 self.missed += 1
                 self.error = str(error)
+            except Exception as error:  # of one image: the next may be kept
+                self.missed += 1
+                self.error = f"{self.name}: {in_words(error)}"
 
     def _keep(self, record: FrameRecord, pixels: "NDArray[np.uint8]") -> None:
         from PIL import Image

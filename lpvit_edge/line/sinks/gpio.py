@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lpvit_edge.deps import require
 from lpvit_edge.errors import SinkError
 from lpvit_edge.line.clock import Clock, SystemClock
+from lpvit_edge.line.guarded import GuardedThread
 from lpvit_edge.line.records import FrameRecord
 from lpvit_edge.line.sink_config import GpioSink
 from lpvit_edge.line.sinks.pulses import PulseTrain
@@ -54,8 +55,8 @@ class GpioReject:
         self.error: str | None = None
         self._level = config.safe == "active"
         self._request: Any = self._requested(self._level)
-        self._thread = threading.Thread(target=self._run, name="gpio", daemon=True)
-        self._thread.start()
+        self.thread = GuardedThread(self._run, name=self.name, failed=self._ended)
+        self.thread.start()
 
     @property
     def missed(self) -> int:
@@ -82,10 +83,10 @@ class GpioReject:
         """Give the pulses that come due in time, take the safe level and let the line go."""
         self._stop = "when done"
         self._wake.set()
-        self._thread.join(timeout_s)
+        self.thread.join(timeout_s)
         self._stop = "now"
         self._wake.set()
-        self._thread.join(2.0)
+        self.thread.join(2.0)
         return self._train.waiting
 
     def _run(self) -> None:
@@ -103,6 +104,9 @@ class GpioReject:
             self._wake.clear()
         self._show(self._config.safe == "active")
         self._let_go()
+
+    def _ended(self, text: str) -> None:
+        self.error = f"{self.name}: {text}; no part is rejected any more"
 
     def _show(self, is_active: bool) -> None:
         """Have the line at that level; where it was lost, have it anew."""

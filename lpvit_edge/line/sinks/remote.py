@@ -1,10 +1,12 @@
 """From the journal over a wire: in order, again and again until it has arrived."""
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 from lpvit_edge.errors import SinkError
 from lpvit_edge.line.clock import Clock, SystemClock
+from lpvit_edge.line.guarded import GuardedThread, in_words
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.records import FrameRecord
 from lpvit_edge.line.sinks.base import Remote
@@ -44,8 +46,8 @@ class RemoteSink:
         self._is_held = self._told_held = is_held
         self._beaten_s = float("-inf")
         self.error: str | None = None
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        self._thread.start()
+        self.thread = GuardedThread(self._run, name=self.name, failed=self._note)
+        self.thread.start()
 
     @property
     def missed(self) -> int:
@@ -62,9 +64,9 @@ class RemoteSink:
     def close(self, timeout_s: float) -> int:
         """Send what waits; what does not arrive in time stays in the journal."""
         self._closing.set()
-        self._thread.join(timeout_s)
+        self.thread.join(timeout_s)
         self._give_up.set()
-        self._thread.join(2.0)
+        self.thread.join(2.0)
         return self._journal.last_id() - self._cursor
 
     def _run(self) -> None:
@@ -74,17 +76,28 @@ class RemoteSink:
             try:
                 sent = self._send_some()
                 self.error, wait_s = None, _FIRST_WAIT_S
-            except SinkError as error:
-                self.error = str(error)
-                self._remote.disconnect()
-                self._beaten_s = float("-inf")
-                self._drop_old()
+            except Exception as error:  # a library's own too: verdicts must go on to be told
+                self._note(str(error) if isinstance(error, SinkError) else in_words(error))
+                self._recover()
                 self._clock.wait(self._give_up, wait_s)
                 wait_s = min(2 * wait_s, self._remote.longest_wait_s)
                 continue
             if not sent and was_closing:
                 break
-        self._remote.disconnect()
+        with contextlib.suppress(SinkError):
+            self._remote.disconnect()
+
+    def _note(self, text: str) -> None:
+        self.error = text if text.startswith(self.name) else f"{self.name}: {text}"
+
+    def _recover(self) -> None:
+        """Let go of what failed; the next attempt begins anew."""
+        self._beaten_s = float("-inf")
+        for step in (self._remote.disconnect, self._drop_old):
+            try:
+                step()
+            except Exception as error:
+                self._note(f"{self.error}; then {in_words(error)}")
 
     def _send_some(self) -> bool:
         """Send the next entries; False when there were none."""
