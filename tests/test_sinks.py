@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lpvit_edge.errors import EngineError, FileFormatError, SinkError
+from lpvit_edge.line import journal as journal_module
 from lpvit_edge.line.config import line_config, read_config
 from lpvit_edge.line.journal import Entry, Journal
 from lpvit_edge.line.line import Line
@@ -140,6 +141,44 @@ def test_verdicts_that_a_sink_missed_are_counted_in_alarms_with_a_rest_between(
         "alarm: other: missed 5 verdicts",
     ]
     assert sink.close(5.0) == 0
+
+
+def test_verdicts_that_waited_too_long_for_a_sink_are_counted_and_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite", keep=10)
+    other = Other()
+    other.is_cut = True
+    outputs = Outputs(journal)
+    outputs.sinks = (sink := RemoteSink(other, journal),)
+    for number in range(1, 4001):
+        journal.append(frame(number))
+    events: list[str] = []
+    watch = SinkWatch(
+        outputs, lambda _, text, severity: events.append(f"{severity}: {text}"), TurnedClock()
+    )
+    watch.look()
+    assert "alarm: other: missed 3900 verdicts" in events
+    assert outputs.missed() == {"other": 3900}
+    other.is_cut = False
+    assert sink.close(5.0) == 0
+    assert other.took == list(range(3901, 4001))
+    journal.close()
+
+
+def test_entries_that_no_disk_took_are_told_as_lost(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "BACKLOG", 3)
+    outputs = Outputs(journal)
+    events: list[str] = []
+    watch = SinkWatch(
+        outputs, lambda kind, text, severity: events.append(f"{kind}: {text}"), TurnedClock()
+    )
+    journal._db.execute("PRAGMA query_only=ON")
+    for number in range(1, 6):
+        assert not journal.append(frame(number))
+    watch.look()
+    journal._db.execute("PRAGMA query_only=OFF")
+    assert events == ["disk: journal: 2 entries are lost, since the disk refused them for too long"]
 
 
 def test_an_engine_that_hangs_puts_the_sinks_on_hold_though_the_judge_cannot(

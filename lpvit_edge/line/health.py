@@ -26,7 +26,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int
     waiting_on_disk: int
     sinks: dict[str, str]  # by sink, what is wrong with it
-    missed: dict[str, int]  # by sink, verdicts that came too late for it
+    missed: dict[str, int]  # by sink, verdicts that it missed; `journal`: entries lost
     died: dict[str, str]  # by thread, which error nobody expected ended it
 
 

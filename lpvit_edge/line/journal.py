@@ -8,7 +8,7 @@ order.
 
 import sqlite3
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -53,8 +53,9 @@ class Journal:
         self._keep = keep
         self._since_prune = 0
         self._backlog: deque[tuple[int | None, str, bytes]] = deque()
-        self.lost = 0
+        self.lost = 0  # entries that the disk refused for too long
         self.refusal: str | None = None  # why the latest entry that could not be written was not
+        self._given_up: Counter[str] = Counter()
         self._closed = False
         try:
             self._db = sqlite3.connect(
@@ -173,6 +174,11 @@ class Journal:
             "INSERT OR REPLACE INTO cursors(sink, delivered) VALUES(?, ?)", (sink, entry_id)
         )
 
+    def given_up(self, sink: str) -> int:
+        """Verdicts that a sink never took and that had to be removed: too many waited for it."""
+        with self._lock:
+            return self._given_up[sink]
+
     def forget_other_sinks(self, names: Iterable[str]) -> None:
         """A sink that is no longer configured must not hold back the journal."""
         kept = set(names)
@@ -182,12 +188,13 @@ class Journal:
             if name not in kept:
                 self._store("DELETE FROM cursors WHERE sink = ?", (name,))
 
-    def _store(self, statement: str, values: tuple[object, ...]) -> None:
+    def _store(self, statement: str, values: tuple[object, ...]) -> bool:
         with self._lock:
             try:
                 self._db.execute(statement, values)
             except sqlite3.OperationalError:
-                return
+                return False
+            return True
 
     def _value(self, query: str, name: str) -> int:
         with self._lock:
@@ -195,12 +202,24 @@ class Journal:
         return int(row[0]) if row else 0
 
     def _prune(self) -> None:
-        """Remove what every sink has taken, and anything beyond ten times `keep`."""
+        """Remove what every sink has taken, and anything beyond ten times `keep`: that is lost."""
         self._since_prune = 0
         last = self.last_id()
         slowest = self._db.execute("SELECT MIN(delivered) FROM cursors").fetchone()[0]
-        through = min(last - self._keep, last if slowest is None else slowest)
-        self._store("DELETE FROM entries WHERE id <= ?", (max(through, last - 10 * self._keep),))
+        taken = min(last - self._keep, last if slowest is None else slowest)
+        through = max(taken, last - 10 * self._keep)
+        lost = self._not_taken(through) if through > taken else {}
+        if self._store("DELETE FROM entries WHERE id <= ?", (through,)):
+            self._given_up.update(lost)
+
+    def _not_taken(self, through: int) -> dict[str, int]:
+        """By sink, verdicts up to that entry that it has not taken."""
+        query = "SELECT COUNT(*) FROM entries WHERE id > ? AND id <= ? AND kind = 'frame'"
+        cursors = self._db.execute("SELECT sink, delivered FROM cursors").fetchall()
+        return {
+            sink: int(self._db.execute(query, (delivered, through)).fetchone()[0])
+            for sink, delivered in cursors
+        }
 
     def close(self) -> None:
         """Write what waits and close the file."""

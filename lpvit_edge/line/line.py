@@ -285,7 +285,7 @@ class Line:
             dropped=self.queue.dropped + health.dropped,
             waiting_on_disk=self.journal.waiting,
             sinks=self.outputs.faults(),
-            missed={sink.name: sink.missed for sink in self.outputs.sinks if sink.missed},
+            missed=self.outputs.missed(),
             died=self.threads.aside | self.threads.died(),
         )
 

@@ -52,6 +52,11 @@ class Outputs:
         found = {sink.name: sink.error or self.errors.get(sink.name) for sink in self.sinks}
         return {name: text for name, text in found.items() if text}
 
+    def missed(self) -> dict[str, int]:
+        """By sink, verdicts that it missed; under `journal`, entries that no disk took."""
+        found = {sink.name: sink.missed for sink in self.sinks} | {"journal": self._journal.lost}
+        return {name: count for name, count in found.items() if count}
+
     def hold(self, reason: str | None) -> None:
         """Take the safe position for that reason, or leave it (None)."""
         if (reason is None) == (self.held is None):

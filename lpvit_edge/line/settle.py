@@ -95,7 +95,7 @@ class Settlement:
                 record = self._unrecorded(record)
             elif self._disk_full:
                 self._disk_full = False
-                self.event("disk", "the journal can be written again; nothing was lost", "info")
+                self.event("disk", self._after_the_disk(), "info")
             self._count(record)
             self._tell(record, pixels, embedding)
             return True
@@ -152,6 +152,11 @@ class Settlement:
         event = LineEvent(kind=kind, text=text, severity=severity, at=self._clock.unix_s())
         self._journal.append(event)
         self._tell_event(event)
+
+    def _after_the_disk(self) -> str:
+        lost = self._journal.lost
+        rest = f"{lost} entries were lost" if lost else "nothing was lost"
+        return f"the journal can be written again; {rest}"
 
     def _unrecorded(self, record: FrameRecord) -> FrameRecord:
         """What cannot be recorded is not let through as good: the safe action holds."""

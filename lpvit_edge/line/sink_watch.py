@@ -7,6 +7,7 @@ from lpvit_edge.line.outputs import Outputs
 from lpvit_edge.line.records import Severity
 
 _REST_S = 10.0  # between two events about one count
+_LOST = "{n} entries are lost, since the disk refused them for too long"
 
 
 class CountWatch:
@@ -53,5 +54,8 @@ class SinkWatch:
         for name in self._failing - faults.keys():
             self._event("sink", f"{name}: takes verdicts again", "info")
         self._failing = set(faults)
-        for sink in self._outputs.sinks:
-            self._missed.look("sink", sink.missed, "missed {n} verdicts", "alarm", name=sink.name)
+        for name, missed in self._outputs.missed().items():
+            if name == "journal":
+                self._missed.look("disk", missed, _LOST, "alarm", name=name)
+            else:
+                self._missed.look("sink", missed, "missed {n} verdicts", "alarm", name=name)

@@ -25,7 +25,7 @@ class Sink(Protocol):
 
     @property
     def missed(self) -> int:
-        """Verdicts that it had no room for, or that were too old to be told."""
+        """Verdicts that it had no room for, that were too old, or waited for it for too long."""
         ...
 
     def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:

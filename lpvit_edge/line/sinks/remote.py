@@ -51,8 +51,8 @@ class RemoteSink:
 
     @property
     def missed(self) -> int:
-        """Verdicts that were too old to be told."""
-        return self._remote.missed
+        """Verdicts that were too old to be told, or waited until the journal had to let them go."""
+        return self._remote.missed + self._journal.given_up(self.name)
 
     def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:
         """Nothing: the journal has it."""
