@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -28,7 +29,7 @@ from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.line import Line
 from lpvit_edge.line.percentiles import LatencyHistogram
 from lpvit_edge.line.policy import FrameQueue, Policy
-from lpvit_edge.line.redact import redacted
+from lpvit_edge.line.redact import address_name, redacted
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_engines.fake import FakeEngine
 from tests.line_bundle import make_bundle, write_image
@@ -173,6 +174,30 @@ def test_sources_and_sinks_are_read_from_the_command_line() -> None:
 def test_passwords_are_not_shown() -> None:
     text = redacted("rtsp://bob:secret@host/live?token=secret&x=1")
     assert text == "rtsp://***@host/live?token=***&x=1"
+
+
+@pytest.mark.parametrize(
+    "setting", ["user-pw=geheim", 'user-pw = "ge heim"', "proxy-pw='geheim'", "passphrase=geheim"]
+)
+def test_passwords_of_a_pipeline_are_not_shown(setting: str) -> None:
+    pipeline = f"rtspsrc location=rtsp://10.0.0.5/live {setting} latency=0 ! decodebin"
+    assert "heim" not in redacted(pipeline)
+    assert redacted(pipeline).endswith("*** latency=0 ! decodebin")
+
+
+def test_the_record_names_a_pipeline_without_what_may_be_a_secret(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    pipeline = 'rtspsrc location=rtsp://a:b@h/live extra="Authorization: geheim" ! decodebin'
+    line = Line(bundle, config(tmp_path, source={"kind": "gstreamer", "target": pipeline}))
+    assert line.source == "rtspsrc location=rtsp://***@h/live"
+    line.close()
+
+
+def test_a_webhook_whose_path_is_its_secret_is_named_without_it() -> None:
+    name = address_name("https://hooks.example/services/T0/B0/geheim")
+    assert re.fullmatch(r"https://hooks\.example/\*\*\* \([0-9a-f]{8}\)", name)
+    assert address_name("http://127.0.0.1:80/") == "http://127.0.0.1:80/"
 
 
 def test_every_image_of_a_folder_gets_one_verdict_and_is_put_away(

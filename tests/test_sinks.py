@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lpvit_edge.errors import EngineError, FileFormatError, SinkError
+from lpvit_edge.errors import EngineError, FileFormatError, SinkError, UnknownOptionError
 from lpvit_edge.line import journal as journal_module
 from lpvit_edge.line.config import line_config, read_config
 from lpvit_edge.line.journal import Entry, Journal
 from lpvit_edge.line.line import Line
 from lpvit_edge.line.outputs import Outputs
-from lpvit_edge.line.sink_config import SinkConfig
+from lpvit_edge.line.sink_config import SinkConfig, WebhookSink
 from lpvit_edge.line.sink_watch import SinkWatch
+from lpvit_edge.line.sinks import open_sinks
 from lpvit_edge.line.sinks.remote import RemoteSink
 from lpvit_engines.fake import FakeEngine
 from tests.broker import wait_for
@@ -141,6 +142,19 @@ def test_verdicts_that_a_sink_missed_are_counted_in_alarms_with_a_rest_between(
         "alarm: other: missed 5 verdicts",
     ]
     assert sink.close(5.0) == 0
+
+
+def test_two_sinks_that_the_journal_cannot_tell_apart_are_refused(journal: Journal) -> None:
+    pytest.importorskip("httpx", reason="extra webhook is not installed")
+    one = WebhookSink(target="http://bob:secret@127.0.0.1:1/")
+    other = WebhookSink(target="http://eve:wanton@127.0.0.1:1/")
+    with pytest.raises(UnknownOptionError, match=r"two sinks are called webhook http://\*\*\*@127"):
+        open_sinks((one, other), journal)
+    paths = tuple(WebhookSink(target=f"http://127.0.0.1:1/{path}") for path in ("a", "b"))
+    sinks = open_sinks(paths, journal)
+    assert len({sink.name for sink in sinks}) == 2
+    for sink in sinks:
+        sink.close(0.1)
 
 
 def test_verdicts_that_waited_too_long_for_a_sink_are_counted_and_told(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lpvit_edge.errors import MissingDependencyError
 from lpvit_edge.golden import unpack
 from lpvit_edge.line.capture import CaptureFeed
 from lpvit_edge.line.clock import Clock, JumpWatch, SystemClock
-from lpvit_edge.line.config import FolderSource, LineConfig
+from lpvit_edge.line.config import FolderSource, GstreamerSource, LineConfig, SourceConfig
 from lpvit_edge.line.feed import Feed, Intake
 from lpvit_edge.line.folder import FolderFeed
 from lpvit_edge.line.guarded import GuardedThread, ThreadWatch
@@ -23,7 +23,7 @@ from lpvit_edge.line.judge import Judge, Summary, lost_frame
 from lpvit_edge.line.outputs import Outputs
 from lpvit_edge.line.policy import FrameQueue
 from lpvit_edge.line.records import TelemetryHub
-from lpvit_edge.line.redact import from_environment, redacted
+from lpvit_edge.line.redact import from_environment, pipeline_name, redacted
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_edge.line.settle import Settlement
 from lpvit_edge.line.sink_watch import CountWatch, SinkWatch
@@ -62,7 +62,7 @@ class Line:
         self.journal = Journal(state / "journal.sqlite")
         self.outputs = Outputs(self.journal)
         self.outputs.hub = hub
-        self.source = redacted(config.source.target)
+        self.source = _source_name(config.source)
         self.settlement = Settlement(
             self.journal,
             config.verdict,
@@ -306,3 +306,10 @@ class Line:
             p999_ms=latency.percentile_ms(99.9),
             largest_ms=latency.largest_ms,
         )
+
+
+def _source_name(source: SourceConfig) -> str:
+    """How records call the source."""
+    if isinstance(source, GstreamerSource):
+        return pipeline_name(source.target)
+    return redacted(source.target)

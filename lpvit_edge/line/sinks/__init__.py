@@ -8,9 +8,10 @@ never waits for it.
 from importlib import import_module
 from typing import Any
 
+from lpvit_edge.errors import UnknownOptionError
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.sink_config import SinkConfig
-from lpvit_edge.line.sinks.base import Sink
+from lpvit_edge.line.sinks.base import Remote, Sink
 from lpvit_edge.line.sinks.remote import RemoteSink
 
 __all__ = ["Sink", "open_sinks"]
@@ -31,19 +32,38 @@ _REMOTE = {
 def open_sinks(configs: tuple[SinkConfig, ...], journal: Journal) -> tuple[Sink, ...]:
     """Make the sinks, held until the line says otherwise.
 
-    Raises MissingDependencyError without a sink's library, SinkError.
+    Raises MissingDependencyError without a sink's library, UnknownOptionError, SinkError.
     """
-    sinks = tuple(_open(config, journal) for config in configs)
+    remotes = {id(config): _remote(config) for config in configs if _kind(config) in _REMOTE}
+    names = [remote.name for remote in remotes.values()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UnknownOptionError(
+                f"two sinks are called {name}, and the journal would take one for the other; leave "
+                "one out, or write them so that they differ in more than a password"
+            )
+    sinks = tuple(
+        RemoteSink(remotes[id(config)], journal, is_held=True)
+        if id(config) in remotes
+        else _direct(config)
+        for config in configs
+    )
     journal.forget_other_sinks(sink.name for sink in sinks)
     return sinks
 
 
-def _open(config: SinkConfig, journal: Journal) -> Sink:
-    kind = str(config.__struct_config__.tag)
-    if kind in _DIRECT:
-        sink: Sink = _load(_DIRECT[kind])(config)
-        return sink
-    return RemoteSink(_load(_REMOTE[kind])(config), journal, is_held=True)
+def _kind(config: SinkConfig) -> str:
+    return str(config.__struct_config__.tag)
+
+
+def _remote(config: SinkConfig) -> Remote:
+    remote: Remote = _load(_REMOTE[_kind(config)])(config)
+    return remote
+
+
+def _direct(config: SinkConfig) -> Sink:
+    sink: Sink = _load(_DIRECT[_kind(config)])(config)
+    return sink
 
 
 def _load(place: str) -> Any:

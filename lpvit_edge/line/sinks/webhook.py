@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from lpvit_edge.deps import require
-from lpvit_edge.errors import SinkError
+from lpvit_edge.errors import SinkError, UnknownOptionError
 from lpvit_edge.line.journal import Entry, as_json
-from lpvit_edge.line.redact import from_environment, redacted
+from lpvit_edge.line.redact import address_name, from_environment
 from lpvit_edge.line.sink_config import WebhookSink
 
 
@@ -20,9 +20,11 @@ class Webhook:
     missed = 0
 
     def __init__(self, config: WebhookSink) -> None:
-        self.name = f"webhook {redacted(config.target)}"
+        self.name = f"webhook {address_name(config.target)}"
         self._url = from_environment(config.target)
         self._token = None if config.token is None else from_environment(config.token)
+        if self._token is not None and not self._token.isascii():
+            raise UnknownOptionError(f"{self.name}: the token holds a letter that is not ASCII")
         self._timeout_s = config.timeout_s
         self._httpx = require("httpx")
         self._client: Any = None

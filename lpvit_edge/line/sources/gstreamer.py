@@ -12,6 +12,7 @@ from lpvit_edge.deps import require
 from lpvit_edge.errors import MissingDependencyError, SourceError
 from lpvit_edge.line.config import GstreamerSource
 from lpvit_edge.line.frames import Captured
+from lpvit_edge.line.redact import redacted
 
 _OLDEST_NS = 10_000_000_000
 _TAIL = "! videoconvert ! video/x-raw,format=RGB ! appsink name=lpvit max-buffers=2 drop=false"
@@ -69,7 +70,7 @@ class Pipeline:
             return
         if message.type == self._gst.MessageType.ERROR:
             error, _ = message.parse_error()
-            raise SourceError(f"the GStreamer pipeline stopped: {error.message}")
+            raise SourceError(f"the GStreamer pipeline stopped: {redacted(error.message)}")
         raise SourceError("the GStreamer pipeline ended; is the camera still plugged in?")
 
     def close(self) -> None:
@@ -89,5 +90,5 @@ def open_pipeline(config: GstreamerSource) -> Pipeline:
     try:
         pipeline = gst.parse_launch(f"{config.target} {_TAIL}")
     except glib.Error as error:
-        raise SourceError(f"GStreamer refused the pipeline: {error.message}") from error
+        raise SourceError(f"GStreamer refused the pipeline: {redacted(error.message)}") from error
     return Pipeline(gst, pipeline)
