@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.errors import MissingDependencyError
 from lpvit_edge.golden import unpack
-from lpvit_edge.line.capture import CaptureFeed
 from lpvit_edge.line.clock import Clock, JumpWatch, SystemClock
-from lpvit_edge.line.config import FolderSource, GstreamerSource, LineConfig, SourceConfig
-from lpvit_edge.line.feed import Feed, Intake
+from lpvit_edge.line.config import LineConfig
+from lpvit_edge.line.feed import Intake
+from lpvit_edge.line.feeds import open_feed, source_name
 from lpvit_edge.line.folder import FolderFeed
 from lpvit_edge.line.guarded import GuardedThread, ThreadWatch
 from lpvit_edge.line.health import Status
@@ -23,7 +21,6 @@ from lpvit_edge.line.judge import Judge, Summary, lost_frame
 from lpvit_edge.line.outputs import Outputs
 from lpvit_edge.line.policy import FrameQueue
 from lpvit_edge.line.records import TelemetryHub
-from lpvit_edge.line.redact import from_environment, pipeline_name, redacted
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_edge.line.settle import Settlement
 from lpvit_edge.line.sink_watch import CountWatch, SinkWatch
@@ -62,7 +59,7 @@ class Line:
         self.journal = Journal(state / "journal.sqlite")
         self.outputs = Outputs(self.journal)
         self.outputs.hub = hub
-        self.source = _source_name(config.source)
+        self.source = source_name(config.source)
         self.settlement = Settlement(
             self.journal,
             config.verdict,
@@ -78,7 +75,7 @@ class Line:
             config.policy, on_drop=lambda frame: self.settlement.forget(frame.number)
         )
         self.intake = Intake(self.queue, self.settlement, self.clock)
-        self.feed = self._make_feed()
+        self.feed = open_feed(config, self.intake, self.sequence, self.journal)
         self.judge = Judge(
             bundle,
             load or (lambda: self.swap.load(bundle)),
@@ -102,20 +99,6 @@ class Line:
             self._watch_sinks, name="sinks", failed=lambda text: self.threads.look()
         )
         self._golden = unpack(bundle.path("golden.zip"))
-
-    def _make_feed(self) -> Feed:
-        if isinstance(self.config.source, FolderSource):
-            return FolderFeed(self.config.source, self.intake, self.sequence, self.journal)
-        source = msgspec.structs.replace(
-            self.config.source, target=from_environment(self.config.source.target)
-        )
-        return CaptureFeed(
-            source,
-            self.config.policy,
-            self.intake,
-            Path(self.config.state) / "sequence",
-            stall_s=self.config.stall_s,
-        )
 
     def start(self) -> None:
         """Warm the engine up on the golden frames, settle what a crash left, and begin.
@@ -306,10 +289,3 @@ class Line:
             p999_ms=latency.percentile_ms(99.9),
             largest_ms=latency.largest_ms,
         )
-
-
-def _source_name(source: SourceConfig) -> str:
-    """How records call the source."""
-    if isinstance(source, GstreamerSource):
-        return pipeline_name(source.target)
-    return redacted(source.target)
