@@ -92,10 +92,18 @@ def page_token(bind: str, token_file: Path | None) -> str | None:
 
 
 def announce(url: str, token: str | None) -> None:
-    """Say on stderr where the page is, and the token that was made up for it."""
+    """Say on stderr where the page is, and the token that was made up for it.
+
+    A token is not put into the system's log, which others may read: systemd sets JOURNAL_STREAM.
+    """
+    import os
     import sys
 
-    said = f"dashboard: {url}" if token is None else f"dashboard: {url}  token: {token}"
+    said = f"dashboard: {url}"
+    if token is not None and "JOURNAL_STREAM" in os.environ:
+        said += "  its token was made up and stands nowhere; give one with --token-file FILE"
+    elif token is not None:
+        said += f"  token: {token}"
     sys.stderr.write(f"{said}\n")
     sys.stderr.flush()
 

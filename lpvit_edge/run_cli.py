@@ -46,6 +46,10 @@ def run(
     dashboard: Annotated[
         str | None, typer.Option(help="host:port of the page with power, verdicts and drift.")
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the page's token; made up when needed."),
+    ] = None,
     shadow: Annotated[
         str | None, typer.Option(help="A denser bundle beside the line: its folder, or dense.")
     ] = None,
@@ -68,6 +72,7 @@ def run(
     --policy triggered --deadline-ms 100 --sink jsonl:line_state/verdicts.jsonl
     """
     from lpvit_edge.dashboard_cli import page_token
+    from lpvit_edge.errors import UnknownOptionError
     from lpvit_edge.line.service import serve_line
     from lpvit_edge.line.state_lock import locked
 
@@ -75,10 +80,15 @@ def run(
         config, source=source, sinks=sink, policy=policy, deadline_ms=deadline_ms, accept=accept,
         state=state, health=health, shadow=shadow, shadow_share=shadow_share,
     )  # fmt: skip
-    token = None if dashboard is None else page_token(dashboard, None)
+    if dashboard is None and token_file is not None:
+        raise UnknownOptionError("--token-file is for the page; give --dashboard host:port too")
+    token = None if dashboard is None else page_token(dashboard, token_file)
     with locked(Path(settings.state)):
         bundles = _bundles(bundle, store, settings, other_device, rebuild)
-        served = serve_line(bundles, settings, page=dashboard, token=token, seconds=seconds)
+        served = serve_line(
+            bundles, settings, page=dashboard, token=token, said=token_file is None,
+            seconds=seconds,
+        )  # fmt: skip
     _print(served, json)
 
 

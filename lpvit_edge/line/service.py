@@ -32,17 +32,21 @@ def serve_line(
     *,
     page: str | None,
     token: str | None,
+    said: bool,
     seconds: float | None,
 ) -> Served:
     """Run until the source ends, SIGTERM or SIGINT, or so many seconds.
 
-    Where a stored bundle fails its warm-up, once more with the one before.
+    The page's token is printed once where `said`. Where a stored bundle fails its warm-up, once
+    more with the one before.
     """
+    announced = False
     while True:
         opened = bundles.begin()
         with watched(opened, settings, bind=page, token=token) as hub:
-            if page is not None:
-                announce(f"http://{page}", token)
+            if page is not None and not announced:
+                announce(f"http://{page}", token if said else None)
+                announced = True
             line = Line(opened, settings, hub=hub)
             _stop_on_signals(line)
             if hub is not None:
