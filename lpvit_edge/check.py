@@ -44,7 +44,7 @@ def check_engines(
     seconds: float = 10.0,
 ) -> Check:
     """Run both engines alternately on this device, first for time, then over all images."""
-    from lpvit_engines import load_engine
+    from lpvit_engines import load_engine, resolve_precision
     from lpvit_profilers.device import fingerprint, identify
     from lpvit_profilers.latency import measure_alternating
 
@@ -90,6 +90,7 @@ def check_engines(
         skipped=answers.skipped,
         lost=_only(answers.dense, answers.sparse, answers.targets),
         won=_only(answers.sparse, answers.dense, answers.targets),
+        precision=resolve_precision(engine, precision),
     )
 
 

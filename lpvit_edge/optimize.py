@@ -88,7 +88,7 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         lambda: steps.export(job, allocation),
         fits=lambda log: log.model_sha256 == weights,
     )
-    _once(
+    manifest = _once(
         job,
         "manifest.json",
         Manifest,
@@ -100,7 +100,10 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         "check.json",
         Check,
         lambda: steps.check(job, allocation, seconds=goal.check_seconds),
-        fits=lambda found: found.onnx_sha256 == export.onnx_sha256,
+        # model.onnx is the same file in every precision, and an older check does not name its own
+        fits=lambda found: (
+            (found.onnx_sha256, found.precision) == (export.onnx_sha256, manifest.precision)
+        ),
     )
     curve = _once(job, "curve.json", Curve, lambda: budget_curve(job, profile, curves, goal))
     return finish(job, goal, profile, allocation, export, check, curve, budget=budget)
@@ -222,12 +225,13 @@ def finish(
     """Write optimize.json and report.html and return the document."""
     from lpvit_edge.report import write_report
 
+    assert check.precision is not None, "a check of an older format is made again"
     document = result.document(
         profile,
         allocation,
         export,
         check,
-        precision=files.load(Manifest, job.path("manifest.json")).precision,
+        precision=check.precision,
         targets=judge(goal.targets(), budget, allocation, check),
         floor=_floor_outcome(job, goal, check),
         finetuned=current(job.folder, export.model_sha256),

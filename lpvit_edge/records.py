@@ -274,7 +274,7 @@ class Check(Record, frozen=True, kw_only=True):
     """Dense and sparse, side by side, in one run."""
 
     KIND: ClassVar[str] = "check"
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     fingerprint: str
     dense_onnx_sha256: str
@@ -290,3 +290,4 @@ class Check(Record, frozen=True, kw_only=True):
     # None without labels, and before format 2:
     lost: int | None = None  # images that only the dense engine gets right
     won: int | None = None  # images that only the sparse engine gets right
+    precision: str | None = None  # in which both engines ran; None before format 3

@@ -150,6 +150,23 @@ def test_what_is_built_in_a_precision_is_checked_and_deployed_in_it(
     assert loaded == [precision] * 4  # dense and sparse, and the references to watch either
 
 
+def test_a_check_in_another_precision_than_the_engine_to_deploy_is_made_again(
+    finished: Job, tmp_path: Path
+) -> None:
+    job = copied(finished, tmp_path)
+    before = files.load(Check, job.path("check.json"))
+    assert before.precision == "float32"
+    steps.build(job, precision="int8")
+    for stale in (before, msgspec.structs.replace(before, precision=None)):  # as before format 3
+        files.save(stale, job.path("check.json"))
+        document = main_job.optimize(job, GOAL)
+        after = files.load(Check, job.path("check.json"))
+        assert after.precision == document["precision"] == "int8"
+        assert document["profile_reasons"][-1].endswith("the engines ran in int8")
+        assert document["dense"]["latency_ms"] == after.dense.latency.median_ms
+        assert after.dense.latency.samples_ms != before.dense.latency.samples_ms
+
+
 def test_weights_pruned_under_another_allocation_are_made_again(
     finished: Job, tmp_path: Path
 ) -> None:
