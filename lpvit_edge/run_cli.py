@@ -100,7 +100,8 @@ def _bundles(
     rebuild: bool,
 ) -> "Bundles":
     from lpvit_edge.errors import UnknownOptionError
-    from lpvit_edge.line.bundles import OneBundle, StoredBundles
+    from lpvit_edge.line.bundles import OneBundle
+    from lpvit_edge.line.stored_bundles import StoredBundles
     from lpvit_edge.store import BundleStore
 
     named = settings.drift.fallback

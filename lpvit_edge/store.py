@@ -3,6 +3,7 @@
     store.json          which folder is `current`, `previous` and `dense`; replaced as a whole
     bundles/DIGITS/     bundles, named by the first digits of their seal's SHA-256
     incoming/           where a bundle is copied and proven; an interrupted copy has no effect
+    lock, install.lock  held while store.json changes; while a bundle is copied and proven
     starts.json         starts without a verdict, see lpvit_edge.crash_loop
 
 Nothing points at a bundle before its engine has answered the golden frames on this device, and one
@@ -78,13 +79,14 @@ class BundleStore:
         what is current already changes nothing.
         """
         open_bundle(source)
-        with self._locked():
+        with self._locked("install.lock"):  # proving takes minutes: a line must not wait for it
             name = _name_of(source)
             if not self._folder_of(name).is_dir():
                 self._copy(source, name, prove)
             else:
                 prove(open_bundle(self._folder_of(name)))
-            self._point(name, role)
+            with self._locked():
+                self._point(name, role)
         return open_bundle(self._folder_of(name))
 
     def go_back(self, name: str, reason: str) -> bool:
@@ -149,9 +151,9 @@ class BundleStore:
         return self.folder / "bundles" / name
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, file: str = "lock") -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self.folder / file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -13,8 +14,8 @@ from lpvit_edge import files
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.crash_loop import Start, failed_starts, forget_starts, note_start
 from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, MismatchError
-from lpvit_edge.line.bundles import StoredBundles
 from lpvit_edge.line.line import Line
+from lpvit_edge.line.stored_bundles import StoredBundles
 from lpvit_edge.proof import proven_engine
 from lpvit_edge.store import BundleStore
 from tests.line_bundle import make_bundle, write_image
@@ -60,7 +61,9 @@ def test_a_bundle_that_answers_otherwise_is_not_promoted(
     with pytest.raises(MismatchError, match="golden frames"):
         store.install(other.folder, prove)
     assert (store.folder / "store.json").read_bytes() == before
-    assert sorted(path.name for path in store.folder.iterdir()) == ["bundles", "lock", "store.json"]
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        "bundles", "install.lock", "lock", "store.json",
+    ]  # fmt: skip
 
 
 INTERRUPTED = """
@@ -239,3 +242,41 @@ def test_a_running_line_keeps_its_bundle_where_the_new_one_has_other_labels(
     assert line.bundle.version == both[1]
     assert store.open("current").version == both[1]
     assert any("back to the previous bundle" in e["text"] for e in events)
+
+
+def test_a_line_notes_its_fall_back_while_an_installation_is_proven(
+    store: BundleStore, both: tuple[str, str], tmp_path: Path
+) -> None:
+    newest = make_bundle(tmp_path / "e" / "f", network=b"newest")
+    noted: list[str | None] = []
+
+    def slow(bundle: Bundle) -> None:
+        noting = threading.Thread(target=lambda: store.note_dense("red"))
+        noting.start()
+        noting.join(10.0)
+        noted.append(store.record().on_dense)
+        prove(bundle)
+
+    store.install(newest.folder, slow)
+    store.install(newest.folder, slow)  # once copied, and once where it lies already
+    assert noted == ["red", "red"]
+    assert store.record().on_dense is None  # what was installed last runs
+    assert store.open("current").version == newest.version
+
+
+def test_two_installations_at_a_time_come_one_after_the_other(
+    store: BundleStore, both: tuple[str, str], tmp_path: Path
+) -> None:
+    second = make_bundle(tmp_path / "e" / "f", network=b"second")
+    third = make_bundle(tmp_path / "g" / "h", network=b"third")
+    other = threading.Thread(target=lambda: store.install(third.folder, prove))
+
+    def slow(bundle: Bundle) -> None:
+        other.start()
+        other.join(0.3)
+        prove(bundle)
+
+    store.install(second.folder, slow)
+    other.join(10.0)
+    assert store.open("current").version == third.version
+    assert store.open("previous").version == second.version

@@ -156,7 +156,7 @@ class Line:
         self._golden = unpack(bundle.path("golden.zip"))
         self.settlement.event("bundle", f"{bundle.version} took over: {ready.why}", "warning")
         self.on_bundle(bundle)
-        ready.taken()
+        self.swap.took(ready)
 
     def _look_after(self) -> None:
         self.journal.flush()

@@ -9,7 +9,7 @@ import msgspec
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.errors import LpvitEdgeError
 from lpvit_edge.line.config import LineConfig
-from lpvit_edge.line.guarded import in_words
+from lpvit_edge.line.guarded import GuardedThread, in_words
 from lpvit_edge.line.records import Severity
 from lpvit_edge.line.verdict import refuse_unknown_labels
 from lpvit_edge.proof import load_bundle_engine, proven_engine
@@ -36,6 +36,7 @@ class Swap:
         self._lock = threading.Lock()
         self._ready: Ready | None = None
         self._working: threading.Thread | None = None
+        self._noting: threading.Thread | None = None
         self._closed = False
 
     def load(self, bundle: Bundle) -> "Engine":
@@ -89,6 +90,16 @@ class Swap:
             ready, self._ready = self._ready, None
             return ready
 
+    def took(self, ready: Ready) -> None:
+        """The line runs it: what is to be noted then may wait for a disk, and the line may not."""
+        noting = GuardedThread(
+            ready.taken,
+            name="swap noted",
+            failed=lambda text: self._event("bundle", f"the change was not noted: {text}", "alarm"),
+        )
+        self._noting = noting
+        noting.start()
+
     def close(self) -> None:
         """Take no more; a bundle that nobody took is closed."""
         with self._lock:
@@ -96,5 +107,6 @@ class Swap:
             ready, self._ready = self._ready, None
         if ready is not None:
             ready.engine.close()
-        if self._working is not None:
-            self._working.join(30.0)
+        for thread in (self._working, self._noting):
+            if thread is not None:
+                thread.join(30.0)
