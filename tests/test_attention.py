@@ -79,6 +79,19 @@ def test_a_nan_does_not_stay_hidden(isa: str) -> None:
     assert np.isnan(attention(qkv, heads=1, isa=isa)[:, 8]).all()
 
 
+@pytest.mark.parametrize("tokens", [192, 197])  # whole registers, and a rest
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("isa", ATTENTION_SETS)
+def test_a_score_that_is_no_number_makes_its_rows_so(isa: str, value: float, tokens: int) -> None:
+    qkv = random_qkv(tokens, 3 * 16, isa)
+    qkv[5, 2] = value  # in a query: that row alone
+    rows = np.isnan(attention(qkv, heads=1, isa=isa)).all(1)
+    assert np.flatnonzero(rows).tolist() == [5]
+    qkv = np.abs(random_qkv(tokens, 3 * 16, isa))
+    qkv[5, 16 + 2] = np.nan  # in a key: every row
+    assert np.isnan(attention(qkv, heads=1, isa=isa)).all()
+
+
 @pytest.mark.parametrize("isa", ATTENTION_SETS)
 def test_heads_that_fill_no_register_are_refused_in_words(isa: str) -> None:
     with pytest.raises(EngineError, match=f"no {isa} attention for heads of 6"):

@@ -31,8 +31,9 @@ class OpenVinoEngine:
 
     With precision "bf16" OpenVINO's own nodes and the sparse nodes compute in bfloat16 and add up
     in float32; input and outputs stay float32. A processor without AVX512_BF16 is refused. With
-    "int8" the linear layers, sparse and dense, compute in int8 (native.PackedLayer says how), and
-    everything between them in float32. Nothing is calibrated.
+    "int8" the linear layers, sparse and dense, compute in int8 (native.PackedLayer says how), but
+    those of one token an image (the head); the products of attention in bfloat16 on AVX512_BF16,
+    the rest in float32. Nothing is calibrated.
     """
 
     name = "openvino"

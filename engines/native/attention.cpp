@@ -2,6 +2,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -24,7 +25,7 @@ struct Call {
     Attention attention;
     int64_t parts;  // of each head
     std::size_t scratch_bytes;
-    bool* out_of_memory;
+    std::atomic<bool>* out_of_memory;  // several tasks may find it
 
     void run_task(int64_t index) const {
         std::unique_ptr<float, Free> scratch(
@@ -62,7 +63,7 @@ const void* lpvit_attention_kernel(const char* isa, int32_t head_dim) {
 
 int32_t lpvit_attention(const void* kernel, const LpvitThreads* threads, const float* qkv,
                         int64_t tokens, int32_t heads, int32_t head_dim, float scale, float* out) {
-    bool out_of_memory = false;
+    std::atomic<bool> out_of_memory = false;
     lpvit::Call call = {};
     call.kernel = static_cast<const lpvit::AttentionKernel*>(kernel);
     call.attention = {qkv, out, tokens, heads, head_dim, scale};

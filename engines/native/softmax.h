@@ -23,14 +23,17 @@ inline int64_t padded(int64_t tokens) {
 
 // exp(x) for x <= 0, within 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, ln 2 in two
 // parts so that r is exact; exp(r) by its Taylor polynomial of degree 7, whose rest is below 6e-9.
-// Below -87 the answer is exp(-87) = 1.6e-38, nothing beside the row's largest, which is 1.
+// Below -87 the answer is exp(-87) = 1.6e-38, nothing beside the row's largest, which is 1. NaN stays
+// NaN: the order of larger()'s arguments decides which of the two comes out, and `whole` is free of
+// it only because a NaN has no integer.
 inline Vector exp_negative(Vector x) {
     constexpr float p[] = {1.0f,         1.0f,         0.5f,          1.0f / 6.0f,
                            1.0f / 24.0f, 1.0f / 120.0f, 1.0f / 720.0f, 1.0f / 5040.0f};
     constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     const Vector zero = {};
-    x = larger(x, zero - 87.0f);
-    const Vector n = (x * 1.44269504088896341f + shift) - shift;
+    const Vector whole = larger(x, zero - 87.0f);
+    x = larger(zero - 87.0f, x);
+    const Vector n = (whole * 1.44269504088896341f + shift) - shift;
     const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     Vector y = zero + p[7];
     for (int i = 6; i >= 0; --i) y = y * r + p[i];
