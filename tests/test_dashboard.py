@@ -16,9 +16,10 @@ parser = pytest.importorskip("prometheus_client.parser")
 from lpvit_edge.dashboard.access import parse_bind, refuse_weak_token  # noqa: E402
 from lpvit_edge.dashboard.fleet import Fleet, parse_device  # noqa: E402
 from lpvit_edge.dashboard.history import MOST_SERIES, History  # noqa: E402
+from lpvit_edge.dashboard.metrics import _power  # noqa: E402
 from lpvit_edge.dashboard.remote import RemoteFeed, checked_url  # noqa: E402
 from lpvit_edge.dashboard.server import Dashboard, serve  # noqa: E402
-from lpvit_edge.dashboard.snapshot import Snapshot  # noqa: E402
+from lpvit_edge.dashboard.snapshot import Power, Snapshot  # noqa: E402
 from lpvit_edge.errors import (  # noqa: E402
     DataError,
     EnvironmentUnfitError,
@@ -124,6 +125,15 @@ def test_metrics_have_base_units_and_count_no_watt_twice(page: Dashboard) -> Non
     assert found["lpvit_trigger_to_verdict_seconds_sum", ()] == pytest.approx(0.18)
     assert found["lpvit_frames_total", (("verdict", "reject"),)] == 1
     assert found["lpvit_clock_hertz", ()] == 1.5e9
+
+
+def test_rails_are_no_better_than_their_sensor() -> None:
+    for quality, of_rails in (("suspect", "suspect"), ("summed", "measured")):
+        power = Power(
+            quality=quality, reason=None, source="s", scope="board", total_w=3.0, rails_w={"a": 1.0}
+        )
+        (watts, *_) = _power(power)
+        assert [s.labels["quality"] for s in watts.samples] == [quality, of_rails]
 
 
 def test_without_a_sensor_there_is_a_reason_and_no_zero() -> None:

@@ -17,6 +17,7 @@ from lpvit_edge.line.records import LineEvent
 from lpvit_edge.line.sink_config import ModbusSink
 from lpvit_edge.line.sinks.modbus import HELD, OFFLINE, ONLINE, SLOTS, Modbus
 from lpvit_edge.line.sinks.remote import RemoteSink
+from lpvit_edge.line.sinks.tally import Tally
 from tests.broker import free_port, wait_for
 from tests.controller import COIL, FIRST, Controller
 from tests.plant import frame
@@ -160,6 +161,15 @@ def test_what_was_decided_while_the_controller_was_off_is_counted_and_not_told(
     wait_for(lambda: controller.scan() == [1, 1002], what=(controller.verdicts, sink.error))
     assert [controller.number(offset) for offset in (6, 8, 12)] == [2, 1000, 1000]
     assert sink.close(5.0) == 0
+
+
+def test_a_long_outage_takes_no_memory_for_each_part(journal: Journal) -> None:
+    tally = Tally(max_age_ms=500.0)
+    for number in range(1, 1001):
+        journal.append(frame(number, age_s=60.0))
+    entries = journal.after(0, limit=1000)
+    assert tally.too_old(entries) == 1000
+    assert (tally.missed, tally.remembered) == (1000, 0)
 
 
 def test_a_verdict_that_turns_old_while_the_controller_freezes_is_not_told(

@@ -159,6 +159,29 @@ def test_a_verdict_is_written_in_the_type_of_each_node(plant: Plant, journal: Jo
     assert plant.value("state") == "offline"
 
 
+def test_the_node_does_not_go_on_rejecting_a_part_that_is_gone(
+    plant: Plant, journal: Journal
+) -> None:
+    remote = OpcUa(config(plant.port))
+    journal.append(frame(1, "reject"))
+    journal.append(frame(2, "reject", age_s=60.0))
+    first, late = journal.after(0)
+    remote.send([first])
+    remote.beat(is_held=False)
+    assert plant.value("reject") is True  # a heartbeat leaves it
+    remote.send([late])
+    assert (plant.value("reject"), plant.value("number")) == (False, 1)
+    journal.append(frame(3, "reject"))
+    remote.send(journal.after(late.id))
+    assert plant.value("reject") is True
+    remote._is_sound = False  # as after a request without an answer: nothing more is said
+    remote.disconnect()
+    assert plant.value("reject") is True
+    remote.beat(is_held=False)
+    assert plant.value("reject") is False
+    remote.disconnect()
+
+
 def test_the_heartbeat_goes_on_while_no_part_comes_and_fits_a_small_node(
     plant: Plant, journal: Journal
 ) -> None:

@@ -59,8 +59,10 @@ def _power(power: Power) -> Iterator[Metric]:
     source, scope = power.source or "", power.scope or ""
     if power.total_w is not None and not power.stale:
         watts.add_metric([scope, "total", source, power.quality], power.total_w)
+        # A total that is summed up has rails that were measured.
+        quality = "measured" if power.quality == "summed" else power.quality
         for rail, value in power.rails_w.items():
-            watts.add_metric(["rail", rail, source, "measured"], value)
+            watts.add_metric(["rail", rail, source, quality], value)
         yield watts
     if power.energy_j is not None:
         labels = ["scope", "source", "quality"]

@@ -24,6 +24,7 @@ from lpvit_edge.line.redact import redacted
 from lpvit_edge.line.sink_config import OpcUaSink
 from lpvit_edge.line.sinks.opcua_values import (
     HELD,
+    NO_REJECT,
     OFFLINE,
     ONLINE,
     Content,
@@ -77,6 +78,7 @@ class OpcUa:
         self._is_sound = False  # the last request was answered
         self._heart = 0
         self._told = 0  # newest entry written
+        self._rejects = False  # the newest part
 
     def _refuse_unfit(self) -> None:
         config = self._config
@@ -122,6 +124,10 @@ class OpcUa:
             timely = self._tally.take(entry)
             if timely is not None and entry.id > self._told:
                 self._tell(timely)
+            elif timely is None and entry.kind == "frame" and self._rejects:
+                self._rejects = False  # the newest part is another, and was too late to be told
+                self._connect()
+                self._write(NO_REJECT)
         self._tally.forget(entries[-1].id)
 
     def _tell(self, timely: Timely) -> None:
@@ -129,17 +135,20 @@ class OpcUa:
         number = timely.record.number
         self._write(verdict_values(timely))
         self._write({"number": (str(number), number)} | count_values(self._tally))
-        self._told = timely.entry
+        self._told, self._rejects = timely.entry, timely.record.action == "reject"
 
     def beat(self, *, is_held: bool) -> None:
         """Write the state with another heartbeat."""
         self._connect()
         self._heart += 1
         state = HELD if is_held else ONLINE
-        self._write(state_values(state, self._heart) | count_values(self._tally))
+        values = state_values(state, self._heart) | count_values(self._tally)
+        self._rejects = self._rejects and not is_held
+        self._write(values if self._rejects else values | NO_REJECT)
 
     def disconnect(self) -> None:
         """Say that the line was stopped, where the server still answers, and let go."""
+        self._rejects = False
         client, loop, is_sound = self._client, self._loop, self._is_sound
         if loop is None:
             return

@@ -19,6 +19,7 @@ _BITS = {
 }  # fmt: skip
 # As a text, and as a number.
 Content = tuple[str, float]
+NO_REJECT: dict[str, Content] = {"reject": ("false", 0.0)}
 
 
 def verdict_values(timely: Timely) -> dict[str, Content]:
@@ -59,7 +60,7 @@ def state_values(state: int, heart: int) -> dict[str, Content]:
         "state": (_STATES[state], state),
         "judging": (str(is_online).lower(), float(is_online)),
     }
-    return values if is_online else values | {"reject": ("false", 0.0)}
+    return values if is_online else values | NO_REJECT
 
 
 def typed(content: Content, type_name: str, *, field: str, node: str) -> Any:

@@ -48,11 +48,20 @@ class Tally:
         return None
 
     def too_old(self, entries: Sequence[Entry]) -> int:
-        """How many of the first entries need not be told."""
-        for count, entry in enumerate(entries):
+        """How many of the first entries need not be told; they are not offered again."""
+        count = 0
+        for entry in entries:
             if self.take(entry) is not None:
-                return count
-        return len(entries)
+                break
+            count += 1
+        if count:
+            self.forget(entries[count - 1].id)
+        return count
+
+    @property
+    def remembered(self) -> int:
+        """Late entries that may be offered again."""
+        return len(self._late)
 
     def forget(self, through: int) -> None:
         """Entries up to that one are not offered again."""
