@@ -8,6 +8,7 @@ device is no option.
 
 from collections.abc import Mapping
 
+from lpvit_edge.energy import covers_work, working_part
 from lpvit_edge.errors import MeasurementError, MismatchError
 from lpvit_edge.knapsack import ALLOCATORS, Constraints, distortion
 from lpvit_edge.layer_options import Option, Options, Picks, layer_options
@@ -111,6 +112,14 @@ def refuse_unmeasured_energy(
             f"energy and power cannot be limited: the profile's energies are {power.quality} "
             f"({power.reason or 'no reason was noted'}). `lpvit doctor` says what this machine can "
             "measure; limit --target-latency instead"
+        )
+    if not covers_work(power.scope, profile.engine):  # as earlier versions measured it
+        part = (working_part(profile.engine) or "").upper()
+        raise MeasurementError(
+            "energy and power cannot be limited: the profile's energies are those of "
+            f"{power.scope} ({power.source}), which does not cover the {part}, where "
+            f"{profile.engine} works; measure again with `lpvit profile`, or limit "
+            "--target-latency instead"
         )
     if silent or profile.rest_energy_mj is None:
         what = f"{silent} dense layers" if silent else "the rest of the network"

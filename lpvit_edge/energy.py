@@ -20,6 +20,14 @@ def working_part(engine: str) -> "WorkingPart | None":
     return _WORKING.get(engine)
 
 
+def covers_work(scope: str | None, engine: str) -> bool:
+    """Whether a total of `scope` contains the part where `engine` works, if that is known."""
+    from lpvit_profilers.base import CONTAINING
+
+    part = working_part(engine)
+    return part is None or scope in CONTAINING[part]
+
+
 def energies(
     runs: Mapping[str, Callable[[], object]], *, engine: str, window_s: float
 ) -> dict[str, Energy]:

@@ -104,7 +104,7 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     """What this device needs for every form of every layer of one model."""
 
     KIND: ClassVar[str] = "device-profile"
-    FORMAT: ClassVar[int] = 4
+    FORMAT: ClassVar[int] = 5
 
     device: dict[str, Any]
     fingerprint: str
@@ -129,6 +129,12 @@ class DeviceProfile(Record, frozen=True, kw_only=True):
     factors: dict[str, float] = {}  # k by pattern: layers in a network over alone; absent: 1
     energy_sum_over_measured: float | None = None  # as sum_over_measured; None before format 4
     mixed_error: float | None = None  # of a mixed network's prediction, which fitted no factor
+
+    @classmethod
+    def upgrade(cls, fields: dict[str, Any], number: int) -> dict[str, Any]:
+        """Before format 5 every profile said float32; TensorRT's were measured in float16."""
+        is_half = (fields.get("engine"), fields.get("precision")) == ("tensorrt", "float32")
+        return {**fields, "precision": "float16"} if is_half else fields
 
 
 class SensitivityCurve(Part, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from lpvit_edge.errors import BudgetNotMetError, MeasurementError, UnknownOption
 from lpvit_edge.knapsack import Constraint, by_milp, by_slope, by_uniform, distortion, least
 from lpvit_edge.layer_options import Option, Options, Picks, interpolated_latency, layer_options
 from lpvit_edge.network_cost import dense_totals
-from lpvit_edge.records import Allocation, DeviceProfile
+from lpvit_edge.records import Allocation, DeviceProfile, PowerNote
 from tests.device_records import GRID, curves, gemm, profile
 
 
@@ -274,6 +274,25 @@ def test_energy_is_not_limited_where_none_was_measured(key: str) -> None:
     silent = msgspec.structs.replace(profile(), rest_energy_mj=None)
     with pytest.raises(MeasurementError, match="no energy of the rest of the network"):
         allocate(silent, curves(), budget={key: 10.0})
+
+
+@pytest.mark.parametrize("key", ["energy_mj", "power_mw"])
+@pytest.mark.parametrize(
+    ("engine", "scope", "part"),
+    [("openvino", "gpu_board", "CPU"), ("tensorrt", "cpu_package", "GPU")],
+)
+def test_energies_of_a_part_that_does_not_work_limit_nothing(
+    key: str, engine: str, scope: str, part: str
+) -> None:
+    def measured(scope: str) -> DeviceProfile:
+        power = PowerNote(source="x", scope=scope, quality="measured", reason=None)
+        return msgspec.structs.replace(profile(), engine=engine, power=power)
+
+    limit = {"energy_mj": 33.0, "power_mw": 6500.0}[key]
+    with pytest.raises(MeasurementError, match=f"{scope} .x., which does not cover the {part}, "):
+        allocate(measured(scope), curves(), budget={key: limit}, allow_estimated=True)
+    assert allocate(measured("module_input"), curves(), budget={key: limit}).budget == {key: limit}
+    assert allocate(measured(scope), curves(), budget={"latency_ms": 4.0}).choices
 
 
 def test_energy_is_interpolated_between_the_forms_that_have_one() -> None:

@@ -282,7 +282,7 @@ def test_a_profile_of_another_model_is_refused_by_name(finished: Job, tmp_path: 
         ("{", "not JSON"),
         ("[]", "expected an object"),
         ('{"kind": "check"}', "this is a 'check' file, expected 'device-profile'"),
-        ('{"kind": "device-profile", "format": 9}', "format 9, this version reads formats 1 to 4"),
+        ('{"kind": "device-profile", "format": 9}', "format 9, this version reads formats 1 to 5"),
         ('{"kind": "device-profile", "format": 1}', "missing required field"),
     ],
 )

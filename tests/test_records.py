@@ -51,3 +51,16 @@ def test_every_kind_of_record_has_a_kept_file_of_its_current_format() -> None:
         for fields in (msgspec.json.decode(path.read_bytes()) for path in KEPT.glob("*.json"))
     }
     assert {(kind.KIND, kind.FORMAT) for kind in KINDS.values()} <= kept
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("tensorrt", "float16"), ("openvino", "float32")]
+)
+def test_an_old_profile_says_in_which_precision_it_was_measured(
+    engine: str, precision: str, tmp_path: Path
+) -> None:
+    fields = msgspec.json.decode((KEPT / "device_profile.4.json").read_bytes())
+    assert fields["precision"] == "float32"
+    path = tmp_path / "device_profile.json"
+    path.write_bytes(msgspec.json.encode({**fields, "engine": engine}))
+    assert files.load(records.DeviceProfile, path).precision == precision
