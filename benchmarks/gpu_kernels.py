@@ -21,7 +21,7 @@ from benchmarks import gpu_contestants as contestants
 from benchmarks.gpu_contestants import Contestant, Problem
 from benchmarks.gpu_goals import kernel_goals
 from benchmarks.gpu_machine import gpu_machine
-from benchmarks.gpu_output import collected, ended, save, without, writable
+from benchmarks.gpu_output import collected, ended, save, with_common, without
 from benchmarks.gpu_records import KernelRow, KernelTable
 from benchmarks.gpu_rounds import (
     ROUNDS,
@@ -238,18 +238,7 @@ def arguments() -> argparse.ArgumentParser:
         description="Compare block-sparse GPU kernels with dense and 2:4."
     )
     parser.add_argument("--models", default="B,S")
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--dtype", default="float16", choices=list(TOLERANCE))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument(
-        "--skip",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="leave out contestants with this in their name, such as one that loses the device",
-    )
-    parser.add_argument("--json", type=writable)
-    return parser
+    return with_common(parser, dtypes=list(TOLERANCE))
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from benchmarks.gpu_contestants import DTYPES
 from benchmarks.gpu_goals import model_goals
 from benchmarks.gpu_machine import gpu_machine
 from benchmarks.gpu_model_entrants import DENSE, Entrant, entrants, linears
-from benchmarks.gpu_output import collected, ended, save, without, writable
+from benchmarks.gpu_output import collected, ended, save, with_common, without
 from benchmarks.gpu_records import ModelRow, ModelTable
 from benchmarks.gpu_rounds import (
     ROUNDS,
@@ -214,18 +214,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Compare a whole DeiT-B dense, 2:4 and block-sparse."
     )
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--dtype", default="float16", choices=list(DTYPES))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument(
-        "--skip",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="leave out contestants with this in their name, such as one that loses the device",
-    )
-    parser.add_argument("--json", type=writable)
-    return parser
+    return with_common(parser, dtypes=list(DTYPES))
 
 
 def main() -> int:

@@ -3,13 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from benchmarks.gpu_rounds import DeviceLostError
+from benchmarks.gpu_rounds import ROUNDS, DeviceLostError
 from lpvit_edge.files import write_atomic
 
 RowT = TypeVar("RowT")
@@ -51,6 +51,24 @@ def ended(unfinished: str | None) -> int:
         return 0
     print(f"unfinished: {unfinished}", file=sys.stderr)
     return 1
+
+
+def with_common(
+    parser: argparse.ArgumentParser, *, dtypes: Sequence[str]
+) -> argparse.ArgumentParser:
+    """The options of every comparison of contestants."""
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--dtype", default="float16", choices=dtypes)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="leave out contestants with this in their name, such as one that loses the device",
+    )
+    parser.add_argument("--json", type=writable)
+    return parser
 
 
 def writable(text: str) -> Path:

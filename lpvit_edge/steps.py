@@ -137,21 +137,9 @@ def export(
     """
     from lpvit_edge.export import compare_runtimes
     from lpvit_edge.int8 import calibrate
-    from lpvit_edge.recipe import current
     from lpvit_engines import resolve_precision
 
-    log = files.load(PruneLog, job.path("prune.json"))
-    refuse_other_model(log.model, job.model.identity, what="model.safetensors")
-    if log.allocation_sha256 != files.sha256_of(job.path("allocation.json")):
-        raise MismatchError(
-            "model.safetensors was pruned under another allocation.json; run `lpvit prune` again"
-        )
-    weights_sha256 = files.sha256_of(job.path("model.safetensors"))
-    if weights_sha256 != log.model_sha256 and current(job.folder, weights_sha256) is None:
-        raise MismatchError(
-            "model.safetensors is neither what prune.json nor what finetune.json is about; run "
-            "`lpvit prune` again"
-        )
+    weights_sha256 = _weights_of(job)
     pruned = copy.deepcopy(job.model.module)
     pruned.load_state_dict(pruned_weights(job))
     patterns = {name: form.pattern for name, form in forms(allocation).items()}
@@ -192,6 +180,25 @@ def export(
     )
     files.save(record, job.path("export.json"))
     return record
+
+
+def _weights_of(job: Job) -> str:
+    """Hash of model.safetensors; MismatchError unless it was pruned as the files beside it say."""
+    from lpvit_edge.recipe import current
+
+    log = files.load(PruneLog, job.path("prune.json"))
+    refuse_other_model(log.model, job.model.identity, what="model.safetensors")
+    if log.allocation_sha256 != files.sha256_of(job.path("allocation.json")):
+        raise MismatchError(
+            "model.safetensors was pruned under another allocation.json; run `lpvit prune` again"
+        )
+    sha256 = files.sha256_of(job.path("model.safetensors"))
+    if sha256 != log.model_sha256 and current(job.folder, sha256) is None:
+        raise MismatchError(
+            "model.safetensors is neither what prune.json nor what finetune.json is about; run "
+            "`lpvit prune` again"
+        )
+    return sha256
 
 
 def pruned_weights(job: Job) -> "dict[str, torch.Tensor]":

@@ -1,9 +1,14 @@
 """What several tests share: a tiny model with its images, as a user would have them."""
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.broker import Broker, Subscriber
 
 LABELS = ("bright", "dark", "ok")
 
@@ -63,3 +68,26 @@ def write_images(folder: Path, *, seed: int, per_class: int) -> None:
         for index in range(per_class):
             pixels = generator.normal(level, 30, (40, 36, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{index:03d}.png")
+
+
+@pytest.fixture
+def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Broker]":
+    """A running Mosquitto with a user."""
+    from tests.broker import PASSWORD, Broker
+
+    folder = tmp_path / "mosquitto"
+    folder.mkdir()
+    monkeypatch.setenv("MQTT_PASSWORD", PASSWORD)
+    broker = Broker(folder)
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def subscriber(broker: "Broker") -> "Iterator[Subscriber]":
+    """Somebody who reads all that the broker passes on."""
+    from tests.broker import Subscriber
+
+    subscriber = Subscriber(broker.port)
+    yield subscriber
+    subscriber.close()

@@ -36,7 +36,7 @@ pytestmark = [
 VARIANTS = shipped_manifest().variants
 
 
-def run(case: Case) -> None:
+def assert_computed(case: Case) -> None:
     problem = layer(case)
     dtype = getattr(torch, case.dtype)
 
@@ -56,7 +56,7 @@ def run(case: Case) -> None:
 @pytest.mark.parametrize("tokens", [1, 64, 197])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_every_kernel_computes_the_layer(variant: Variant, tokens: int) -> None:
-    run(
+    assert_computed(
         Case(
             block_rows=variant.block_rows,
             block_cols=variant.block_cols,
@@ -104,7 +104,9 @@ def test_nothing_is_written_past_the_last_token(variant: Variant) -> None:
 
 
 def test_a_layer_of_deit_b_at_batch_8() -> None:
-    run(Case(block_rows=64, block_cols=16, tokens=8 * 197, in_features=768, block_row_count=48))
+    assert_computed(
+        Case(block_rows=64, block_cols=16, tokens=8 * 197, in_features=768, block_row_count=48)
+    )
 
 
 def test_a_captured_graph_replays_the_kernel() -> None:

@@ -311,6 +311,7 @@ def test_a_device_that_went_away_is_an_error_on_the_page(source: ToldSource) -> 
             mirror.__enter__()
     try:
         until(lambda: b"does not answer" in _first_message(mirror), seconds=8)
+        assert b"does not answer" in _first_message(mirror)  # and it stays so
     finally:
         mirror.__exit__(None, None, None)
 

@@ -154,6 +154,7 @@ def test_a_token_opens_the_page_in_the_browser(browser: Chromium) -> None:
             "document.querySelector('form').submit()"
         )
         browser.wait_for("document.getElementById('power')?.textContent === '8.00'")
+        assert not browser.evaluate("document.getElementById('token') !== null")
 
 
 def test_other_devices_stand_in_a_strip_and_one_that_is_missing_says_so(

@@ -27,23 +27,6 @@ pytest.importorskip("paho.mqtt.client", reason="extra mqtt is not installed")
 
 
 @pytest.fixture
-def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
-    folder = tmp_path / "mosquitto"
-    folder.mkdir()
-    monkeypatch.setenv("MQTT_PASSWORD", PASSWORD)
-    broker = Broker(folder)
-    yield broker
-    broker.kill()
-
-
-@pytest.fixture
-def subscriber(broker: Broker) -> Iterator[Subscriber]:
-    subscriber = Subscriber(broker.port)
-    yield subscriber
-    subscriber.close()
-
-
-@pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = Journal(tmp_path / "journal.sqlite")
     yield journal

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,12 @@ from lpvit_edge.line.line import Line
 from lpvit_edge.line.sink_config import MqttSink
 from lpvit_edge.line.sinks.mqtt import Mqtt
 from lpvit_edge.line.sinks.remote import RemoteSink
-from tests.broker import PASSWORD, USER, Broker, Subscriber, wait_for
+from tests.broker import USER, Broker, Subscriber, wait_for
 from tests.line_bundle import make_bundle
 from tests.plant import frame
 
 pytest.importorskip("paho.mqtt.client", reason="extra mqtt is not installed")
 CAMERA = "import numpy as np\ndef frame(n):\n    return np.full((6, 8, 3), n % 255, np.uint8)\n"
-
-
-@pytest.fixture
-def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
-    folder = tmp_path / "mosquitto"
-    folder.mkdir()
-    monkeypatch.setenv("MQTT_PASSWORD", PASSWORD)
-    broker = Broker(folder)
-    yield broker
-    broker.kill()
-
-
-@pytest.fixture
-def subscriber(broker: Broker) -> Iterator[Subscriber]:
-    subscriber = Subscriber(broker.port)
-    yield subscriber
-    subscriber.close()
 
 
 def target(broker: Broker) -> str:

@@ -220,7 +220,9 @@ def test_an_engine_that_hangs_puts_the_sinks_on_hold_though_the_judge_cannot(
     try:
         wait_for(lambda: line.settlement.is_open(1))
         clock.turn(5.1)
-        wait_for(lambda: line.outputs.held == "the engine does not answer", what=line.outputs.held)
+        wait_for(lambda: line.outputs.held is not None, what=line.outputs.held)
+        assert line.outputs.held == "the engine does not answer"
+        assert judging.is_alive()  # and cannot have said so itself
     finally:
         release.set()
         judging.join()

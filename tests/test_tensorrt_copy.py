@@ -14,13 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from lpvit_edge.errors import EngineError, ModelError
 from lpvit_edge.onnx_nodes import repeated_layer_model
 from lpvit_engines.block_sparse import BlockSparseMatrix
-from lpvit_engines.tensorrt.onnx_copy import (
-    OPSET,
-    is_two_four,
-    sparse_layers,
-    tensorrt_copy,
-)
+from lpvit_engines.tensorrt.onnx_copy import OPSET, tensorrt_copy
 from lpvit_engines.tensorrt.operators import SUPPORTED
+from lpvit_engines.tensorrt.sparse_layers import is_two_four, sparse_layers
 from lpvit_engines.tensorrt.trials import layer_model
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}

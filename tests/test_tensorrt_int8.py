@@ -21,9 +21,10 @@ from lpvit_engines.tensorrt import ranges as ranging
 from lpvit_engines.tensorrt.engine import TensorRtEngine
 from lpvit_engines.tensorrt.int8_copy import scales
 from lpvit_engines.tensorrt.making import make_plan
-from lpvit_engines.tensorrt.onnx_copy import sparse_layers, tensorrt_copy
+from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
 from lpvit_engines.tensorrt.operators import SUPPORTED
 from lpvit_engines.tensorrt.rounding import emulated
+from lpvit_engines.tensorrt.sparse_layers import sparse_layers
 from tests.cuda.fake_driver import compile_fake_driver
 from tests.test_tensorrt_engine import Driver
 from tests.trt.fake_builder import building_tensorrt

@@ -168,7 +168,7 @@ def _unquantized(model: Any) -> Any:
 
 
 def _inspected(model: Any, sparse: bool) -> str:
-    from lpvit_engines.tensorrt.onnx_copy import sparse_layers
+    from lpvit_engines.tensorrt.sparse_layers import sparse_layers
 
     has_plugin = any(node.domain for node in model.graph.node)
     two_four = {} if has_plugin else sparse_layers(_unquantized(model))

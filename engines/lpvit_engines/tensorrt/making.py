@@ -15,11 +15,12 @@ from lpvit_engines.tensorrt.device import OpenDevice
 from lpvit_engines.tensorrt.kept import MadePlan
 from lpvit_engines.tensorrt.library import load_tensorrt
 from lpvit_engines.tensorrt.log import Log, make_logger
-from lpvit_engines.tensorrt.onnx_copy import sparse_layers, tensorrt_copy
+from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
 from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
 from lpvit_engines.tensorrt.progress import OnStep
 from lpvit_engines.tensorrt.ranges import read_ranges
 from lpvit_engines.tensorrt.session import Session
+from lpvit_engines.tensorrt.sparse_layers import sparse_layers
 from lpvit_engines.tensorrt.sparsity import LayerProof, confirm, runs_dense
 from lpvit_engines.tensorrt.trials import prove
 

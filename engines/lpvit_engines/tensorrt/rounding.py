@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
-from lpvit_engines.tensorrt.onnx_copy import sparse_layers, tensorrt_copy
+from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
+from lpvit_engines.tensorrt.sparse_layers import sparse_layers
 
 _UNIT_ROUNDOFF = 2.0**-11
 _MARGIN = 2.0  # norms and residuals may raise a relative error before it reaches the logits

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.files import write_atomic
-from lpvit_edge.line.guarded import GuardedThread, in_words
+from lpvit_edge.line.guarded import GuardedThread
 from lpvit_edge.line.records import FrameRecord
 from lpvit_edge.line.sink_config import EvidenceSink
 
@@ -85,12 +85,10 @@ class EvidenceStore:
                 self._keep(*item)
                 self._make_room()
                 self.error = None
-            except (OSError, sqlite3.OperationalError) as error:
+            # The disk, the index, or one image that is no picture: the next may be kept.
+            except (OSError, sqlite3.Error, ValueError, TypeError) as error:
                 self.missed += 1
-                self.error = str(error)
-            except Exception as error:  # of one image: the next may be kept
-                self.missed += 1
-                self.error = f"{self.name}: {in_words(error)}"
+                self.error = f"{self.name}: {error}"
 
     def _keep(self, record: FrameRecord, pixels: "NDArray[np.uint8]") -> None:
         from PIL import Image
