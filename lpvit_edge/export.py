@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lpvit_edge import onnx_nodes
 from lpvit_edge.deps import require
-from lpvit_edge.errors import ModelError
+from lpvit_edge.errors import EngineError, ModelError
 from lpvit_edge.features import expose_features
 from lpvit_edge.files import replace_atomic
 from lpvit_edge.layers import Walk, example_images
@@ -180,6 +180,7 @@ def compare_runtimes(
     from lpvit_edge.check import refuse_unequal, relative_error
     from lpvit_edge.tensorrt_build import build_proven
     from lpvit_engines import load_engine, resolve_precision
+    from lpvit_engines.tensorrt.plan_file import discard
     from lpvit_engines.tensorrt.ranges import read_ranges
 
     with torch.no_grad():
@@ -200,7 +201,12 @@ def compare_runtimes(
     with load_engine(engine, path, threads=threads, precision=precision) as loaded:
         by_engine = [loaded.infer(image[None].numpy()).copy() for image in images]
     error = relative_error(np.concatenate(by_engine), reference)
-    refuse_unequal({engine: error}, tolerance=bound)
+    try:
+        refuse_unequal({engine: error}, tolerance=bound)
+    except EngineError:
+        if engine == "tensorrt":  # the plan beside the file would be taken as proven
+            discard(path, precision)
+        raise
     return Compared(onnxruntime_error=oracle, engine_error=error, engine_tolerance=bound)
 
 

@@ -56,7 +56,8 @@ def build_file(onnx: Path, *, engine: str, precision: str, python_free: bool) ->
     manifest = build_proven(onnx, precision=chosen, python_free=python_free)
     kept = sum(proof.kept for proof in manifest.proofs or ())
     sparse = f"{kept} of {len(manifest.proofs or ())} sparse layers run sparse"
-    return f"{plan_path(onnx, manifest.plan_sha256, chosen)}: {chosen}, {sparse}"
+    path = plan_path(onnx, manifest.plan_sha256, chosen)
+    return f"{path}: {chosen}, {sparse}; its answers were compared with nothing here"
 
 
 def _made(onnx: Path, device: "OpenDevice", **given: Any) -> "PlanManifest":

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -20,9 +21,11 @@ from lpvit_edge.errors import (
     LpvitEdgeError,
 )
 from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.engine import TensorRtEngine
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
+from lpvit_engines.tensorrt.plugin import kernel_for
 from lpvit_engines.tensorrt.sparsity import SparsityCount
 from tests.cuda.fake_driver import compile_fake_driver, state_of
 from tests.trt.fake_trt import fake_tensorrt
@@ -221,10 +224,13 @@ def test_shared_memory_is_used_without_copies_where_it_is_faster(
     assert driver.live == 0
 
 
+@pytest.mark.parametrize(
+    "call", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"]
+)
 def test_a_graph_that_cannot_be_captured_is_done_without(
-    driver: Driver, trt: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    driver: Driver, trt: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
-    driver.fail("cuStreamEndCapture", 901)
+    driver.fail(call, 901)
     with TensorRtEngine(write_plan(tmp_path), library=driver.path) as engine:
         assert "runs without a CUDA graph" in caplog.text
         x = images()
@@ -460,3 +466,76 @@ def test_a_profile_takes_times_of_layers_alone_and_names_those_that_share_a_kern
     assert found == {"fc1": 0.75}
     assert "one kernel, whose time is not divided: fc2 + qkv (0.750 ms)" in capsys.readouterr().err
     assert in_place_ms(tmp_path, layers, engine="fake", threads=1) == {}
+
+
+def test_a_graph_that_cannot_be_used_is_not_left_behind(
+    driver: Driver, trt: Any, tmp_path: Path
+) -> None:
+    driver.fail("cuGraphInstantiate", 2)
+    TensorRtEngine(write_plan(tmp_path), library=driver.path).close()
+    assert driver.live == 0
+    driver.fail("")
+    runtime = trt.Runtime(None).deserialize_cuda_engine(b"plan")
+    original = runtime.create_execution_context
+
+    def refusing() -> Any:
+        context = original()
+        run, calls = context.execute_async_v3, []
+
+        def second_is_false(*, stream_handle: int) -> bool:
+            calls.append(stream_handle)
+            return False if len(calls) == 2 else run(stream_handle=stream_handle)
+
+        context.execute_async_v3 = second_is_false
+        return context
+
+    runtime.create_execution_context = refusing
+    TensorRtEngine(write_plan(tmp_path), library=driver.path).close()
+    assert driver.live == 0
+
+
+def test_where_memory_cannot_be_shared_the_engine_copies(
+    driver: Driver, trt: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.integrated.value = 1
+    driver.fail("cuMemHostGetDevicePointer", 2)
+    with TensorRtEngine(write_plan(tmp_path), library=driver.path) as engine:
+        driver.forget()
+        assert engine.infer(images()).shape == (2, 5)
+        assert "cuMemcpyHtoDAsync" in driver.names
+    assert "memory is not shared" in caplog.text
+    assert driver.live == 0
+
+
+def test_a_kernel_goes_with_its_context_and_is_loaded_anew(driver: Driver) -> None:
+    def kernel() -> Any:
+        return kernel_for(block_rows=64, block_cols=16, activation="gelu", library=driver.path)
+
+    with opened(driver.path) as device, device.calls.current(device.context):
+        first = kernel()
+        with opened(driver.path):
+            assert kernel() is first
+        assert kernel() is first  # an engine that closes leaves the others theirs
+    with opened(driver.path) as device, device.calls.current(device.context):
+        assert kernel() is not first
+
+
+def test_a_plan_that_nobody_compared_is_not_put_in_service(
+    driver: Driver, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = write_plan(tmp_path)
+    beside = plan_file.manifest_path(onnx)
+    manifest = plan_file.read_manifest(beside)
+    unproven = msgspec.structs.replace(manifest, proofs=None)
+    beside.write_bytes(msgspec.json.encode(unproven))
+    TensorRtEngine(onnx, library=driver.path).close()  # to try, it will do
+    asked: list[bool] = []
+
+    def built(*_: Any, proven: bool, **__: Any) -> Any:
+        asked.append(proven)
+        raise EngineError("no TensorRT here builds")
+
+    monkeypatch.setattr("lpvit_engines.tensorrt.engine.build_plan", built)
+    with pytest.raises(EngineError, match="no TensorRT here builds"):
+        TensorRtEngine(onnx, library=driver.path, accept=lambda engine: None)
+    assert asked == [True]

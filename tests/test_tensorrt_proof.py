@@ -11,10 +11,19 @@ from rich.console import Console
 from lpvit_edge.errors import EngineError
 from lpvit_edge.tensorrt_build import show
 from lpvit_engines.tensorrt import config as settings
+from lpvit_engines.tensorrt.build import made
 from lpvit_engines.tensorrt.inspector import EngineLayer, engine_layers
-from lpvit_engines.tensorrt.log import Line, Log, memory_skips, refuse_overflow
+from lpvit_engines.tensorrt.log import Line, Log, make_logger, memory_skips, refuse_overflow
 from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
-from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount, confirm, count, verdict
+from lpvit_engines.tensorrt.sparsity import (
+    LayerProof,
+    SparsityCount,
+    confirm,
+    count,
+    is_plugin,
+    table,
+    verdict,
+)
 from lpvit_engines.tensorrt.times import group_times
 
 SPARSE = "sm80_xmma_sparse_gemm_f16f16_f16f32_f32_tn_n_tilesize128x64x64"
@@ -32,10 +41,12 @@ def built(layer: str = "fc1", kernel: str = SPARSE) -> EngineLayer:
     return found
 
 
-def judged(dense_ms: float = 0.2, sparse_ms: float = 0.1, kernel: str = SPARSE) -> LayerProof:
+def judged(
+    dense_ms: float = 0.2, sparse_ms: float = 0.1, kernel: str = SPARSE, pattern: str = "2:4"
+) -> LayerProof:
     return verdict(
         layer="fc1",
-        pattern="2:4",
+        pattern=pattern,
         dense_ms=dense_ms,
         sparse_ms=sparse_ms,
         spread_ms=0.01,
@@ -194,3 +205,50 @@ def test_a_refused_timing_cache_is_named(tmp_path: Path) -> None:
     refusing.accepts = False
     with pytest.raises(EngineError, match=r"refused the timing cache .* delete that file"):
         settings.attach_timing_cache(refusing, tmp_path / "t.cache", Log())
+
+
+def test_a_layer_whose_name_tensorrt_lost_is_not_called_dense() -> None:
+    unseen = SparsityCount(eligible=None, chosen=None)
+    (block,) = confirm([judged(pattern="64x16")], [], unseen)
+    assert block.kept
+    assert block.reason == "built sparse; not seen in the engine, where TensorRT lost its name"
+    assert table([block])[0][-1].startswith("kept: built sparse")
+    (two_four,) = confirm([judged(pattern="2:4")], [], SparsityCount(eligible=4, chosen=0))
+    assert not two_four.kept  # the log says that none was chosen
+
+
+def test_a_plugin_is_known_by_its_type_where_it_has_a_tactic_too() -> None:
+    text = json.dumps({"Layers": [{"Name": "x", "TacticName": "0x1", "LayerType": "PluginV3"}]})
+    (layer,) = engine_layers(text)
+    assert is_plugin(layer)
+
+
+def test_what_tensorrt_cannot_make_is_an_error_in_words() -> None:
+    class Builder:
+        def __init__(self, _: object) -> None:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    log = Log()
+    words = "could not make its Builder. TensorRT said: pybind11::init.*lpvit doctor"
+    with pytest.raises(EngineError, match=words):
+        made("Builder", lambda: Builder(None), log=log)
+
+    with pytest.raises(EngineError, match="could not make its network"):
+        made("network", lambda: None, log=Log())
+
+
+def test_one_logger_of_the_process_fills_every_log_that_lives() -> None:
+    class Module:
+        class ILogger:
+            pass
+
+    class Severity:
+        name = "ERROR"
+
+    first, second = Log(), Log()
+    logger = make_logger(Module, first)
+    assert make_logger(Module, second) is logger
+    logger.log(Severity, "both hear it")
+    del first
+    logger.log(Severity, "one is left")
+    assert second.faults == ["both hear it", "one is left"]

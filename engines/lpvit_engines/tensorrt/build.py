@@ -1,5 +1,6 @@
 """From the TensorRT copy of a model to a serialized engine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class _Options:
 def _build(trt: Any, onnx_bytes: bytes, options: _Options, *, strongly_typed: bool) -> Built:
     log = Log()
     logger = make_logger(trt, log)
-    builder = trt.Builder(logger)
+    builder = made("Builder", lambda: trt.Builder(logger), log=log)
     network = parsed(trt, builder, logger, onnx_bytes, log, strongly_typed=strongly_typed)
     config = settings.make_config(
         trt,
@@ -113,7 +114,7 @@ def parsed(
 ) -> Any:
     """The network of an ONNX file. Raises EngineError with every error of the parser."""
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if strongly_typed else 0
-    network = builder.create_network(flags)
+    network = made("network", lambda: builder.create_network(flags), log=log)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_bytes):
         problems = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
@@ -132,12 +133,33 @@ def _described(problem: Any) -> str:
     )
 
 
+def made(what: str, make: Callable[[], Any], *, log: Log) -> Any:
+    """What one of TensorRT's classes or calls makes.
+
+    Where CUDA or a library is missing the bindings raise TypeError ("factory function returned
+    nullptr") or return None; both become EngineError.
+    """
+    try:
+        found = make()
+    except TypeError as error:
+        log.add("ERROR", str(error))
+        found = None
+    if found is None:
+        raise log.failure(
+            f"TensorRT could not make its {what}",
+            "see `lpvit doctor`: driver, CUDA and TensorRT must fit each other",
+        )
+    return found
+
+
 def layers_of(trt: Any, plan: bytes) -> tuple[EngineLayer, ...]:
     """What runs in a serialized engine, by TensorRT's inspector."""
     log = Log()
     logger = make_logger(trt, log)
     runtime, engine = deserialized(trt, logger, plan, log)
     inspector = engine.create_engine_inspector()
+    if inspector is None:
+        raise log.failure("TensorRT could not make its inspector", _IDLE)
     found = engine_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     del inspector, engine, runtime  # in this order: an engine must not outlive its runtime
     return found
@@ -148,7 +170,7 @@ def deserialized(trt: Any, logger: Any, plan: bytes, log: Log) -> tuple[Any, Any
     from lpvit_engines.tensorrt.plugin import register
 
     register(trt)
-    runtime = trt.Runtime(logger)
+    runtime = made("Runtime", lambda: trt.Runtime(logger), log=log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise log.failure(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lpvit_edge.errors import DeviceMismatchError, EngineError, MismatchError
+from lpvit_edge.errors import DeviceMismatchError, EngineError, LpvitEdgeError, MismatchError
 from lpvit_engines.base import Engine
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.inputs import check_input
@@ -63,8 +63,10 @@ class TensorRtEngine:
         with ExitStack() as stack:
             self._device = stack.enter_context(opened(library))
             with self._device.calls.current(self._device.context):
-                found = self._kept_plan(rebuild=rebuild)
                 proven = rebuild or accept is not None
+                found = self._kept_plan(rebuild=rebuild)
+                if proven and found is not None and found.manifest.proofs is None:
+                    found = None  # TensorRT chose alone: that is no plan to put in service
                 plan = found or self._new_plan(proven=proven)
                 self.manifest = plan.manifest
                 self._loaded: LoadedPlan | None = self._load(trt, plan.plan)
@@ -102,13 +104,26 @@ class TensorRtEngine:
 
     def _load(self, trt: Any, plan: bytes) -> LoadedPlan:
         """With copies, or without where memory is shared and that is the faster of the two."""
-        copying = LoadedPlan(trt, self._device, plan)
-        if not self._device.calls.is_integrated(self._device.device):
-            return copying
-        sharing = LoadedPlan(trt, self._device, plan, zero_copy=True)
-        best = _faster(copying, sharing)
-        (copying if best is sharing else sharing).close()
+        with ExitStack() as stack:
+            copying = LoadedPlan(trt, self._device, plan)
+            stack.callback(copying.close)
+            try:
+                sharing = self._sharing(trt, plan)
+            except LpvitEdgeError as error:
+                _LOG.warning("memory is not shared, which may be slower: %s", error)
+                sharing = None
+            best = copying
+            if sharing is not None:
+                stack.callback(sharing.close)
+                best = _faster(copying, sharing)
+                (copying if best is sharing else sharing).close()
+            stack.pop_all()
         return best
+
+    def _sharing(self, trt: Any, plan: bytes) -> LoadedPlan | None:
+        if not self._device.calls.is_integrated(self._device.device):
+            return None
+        return LoadedPlan(trt, self._device, plan, zero_copy=True)
 
     def _release(self, loaded: LoadedPlan) -> None:
         with self._device.calls.current(self._device.context):

@@ -20,6 +20,7 @@ class EngineLayer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kernel: str  # the tactic's name, or the type of layer where TensorRT names none
     originals: tuple[str, ...]
     sparse: bool  # a sparse kernel runs here
+    type: str = ""  # of layer; a plugin may have a tactic's name as well
 
 
 def engine_layers(text: str) -> tuple[EngineLayer, ...]:
@@ -50,6 +51,7 @@ def _layer(fields: dict[str, Any]) -> EngineLayer:
         kernel=kernel,
         originals=tuple(dict.fromkeys(by_metadata or name.split(" + "))),
         sparse=_SPARSE.search(kernel) is not None,
+        type=str(fields.get("LayerType") or ""),
     )
 
 

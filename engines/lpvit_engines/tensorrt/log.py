@@ -2,9 +2,12 @@
 
 import logging
 import re
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 from lpvit_edge.errors import EngineError
 
@@ -18,6 +21,7 @@ _NO_MEMORY = re.compile(
 _NO_PLUGIN = re.compile(r"plugin.*not (?:be )?found|cannot find plugin|no importer", re.IGNORECASE)
 _FAULTS = ("INTERNAL_ERROR", "ERROR")
 _SHOWN = 8
+_KEPT = 20_000  # of an engine that serves for months beside others that are built
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class Line:
     text: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Log:
     """The messages of one build or load. Verbose ones are kept only where something reads them."""
 
-    lines: list[Line] = field(default_factory=list)
+    lines: deque[Line] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
     def add(self, severity: str, text: str) -> None:
         """Keep a message; TensorRT's threads call this, so it must never raise."""
@@ -59,7 +63,7 @@ class Log:
         return EngineError(f"{what}. TensorRT said: {words}. To do: {remedy}")
 
 
-def refuse_overflow(lines: Sequence[Line]) -> None:
+def refuse_overflow(lines: Iterable[Line]) -> None:
     """Raise EngineError for TensorRT's warning that a LayerNorm may overflow in float16.
 
     It was the only sign before a ViT-B fell from 85 % to 19 %, so it is no mere warning here.
@@ -72,20 +76,41 @@ def refuse_overflow(lines: Sequence[Line]) -> None:
         )
 
 
-def memory_skips(lines: Sequence[Line]) -> int:
+def memory_skips(lines: Iterable[Line]) -> int:
     """Messages about kernels that were passed over for want of memory: the engine may be slower
     than it could be."""
     return sum(bool(_NO_MEMORY.search(line.text)) for line in lines)
 
 
-def make_logger(trt: Any, log: Log) -> Any:
-    """An ILogger that fills `log`; the caller keeps it alive as long as TensorRT may speak."""
+_speakers: list[tuple[Any, Any, "WeakSet[Log]"]] = []  # module, its logger, who listens
+_speakers_lock = threading.Lock()
 
+
+def make_logger(trt: Any, log: Log) -> Any:
+    """The ILogger of this process, which from now on fills `log` too, as long as that lives.
+
+    TensorRT keeps the first logger that it is given for much of what it says, and may speak after
+    the engine it was given for has gone: so there is one, and it is never freed. Messages of two
+    builds at a time reach both logs.
+    """
+    with _speakers_lock:
+        for module, logger, listening in _speakers:
+            if module is trt:
+                listening.add(log)
+                return logger
+        listening = WeakSet([log])
+        logger = _logger(trt, listening)
+        _speakers.append((trt, logger, listening))
+        return logger
+
+
+def _logger(trt: Any, listening: "WeakSet[Log]") -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            log.add(severity.name, msg)
+            for log in tuple(listening):
+                log.add(severity.name, msg)
 
     return Logger()

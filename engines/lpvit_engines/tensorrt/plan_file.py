@@ -19,8 +19,9 @@ from lpvit_engines.cuda.calls import Calls
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount
 
-KIND, FORMAT = "tensorrt-plan", 2
-_READ_FORMATS = (1, FORMAT)  # 1 knew float16 alone
+KIND, FORMAT = "tensorrt-plan", 3
+# 1 knew float16 alone, 2 no types of layers.
+_READ_FORMATS = (1, 2, FORMAT)
 DEFAULT_PRECISION = "float16"
 
 
@@ -95,6 +96,13 @@ def write(onnx: Path, plan: bytes, manifest: PlanManifest) -> None:
     for old in onnx.parent.glob(f"{glob.escape(_stem(onnx, precision))}.{'[0-9a-f]' * 12}.plan"):
         if old != new:
             old.unlink(missing_ok=True)
+
+
+def discard(onnx: Path, precision: str = DEFAULT_PRECISION) -> None:
+    """Remove what write() left, so that nobody takes a refused plan for a proven one."""
+    manifest_path(onnx, precision).unlink(missing_ok=True)
+    for plan in onnx.parent.glob(f"{glob.escape(_stem(onnx, precision))}.{'[0-9a-f]' * 12}.plan"):
+        plan.unlink()
 
 
 def _write_atomic(path: Path, content: bytes) -> None:

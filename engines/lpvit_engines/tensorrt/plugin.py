@@ -36,8 +36,8 @@ _kernels_lock = threading.Lock()
 def kernel_for(
     *, block_rows: int, block_cols: int, activation: str, library: str = cuda.LIBRARY
 ) -> Kernel:
-    """The kernel of a shape in the current context, loaded at most once and then kept: unloading
-    it would pull it from under engines and captured graphs that still use it."""
+    """The kernel of a shape in the current context, loaded at most once and kept while the context
+    is held: unloading it would pull it from under engines and captured graphs that use it."""
     context = load_calls(library).current_context()
     key = (library, context, block_rows, block_cols, activation)
     with _kernels_lock:
@@ -50,6 +50,13 @@ def kernel_for(
                 library=library,
             )
         return _kernels[key]
+
+
+def forget_kernels(library: str, context: int) -> None:
+    """The context goes, and with it what was loaded into it; its handle may come again."""
+    with _kernels_lock:
+        for key in [key for key in _kernels if key[:2] == (library, context)]:
+            del _kernels[key]
 
 
 def register(trt: Any, *, library: str = cuda.LIBRARY) -> None:

@@ -134,11 +134,15 @@ class Session:
             calls.begin_capture(self._stream)
             try:
                 self._enqueue(self._stream)
-            finally:  # a capture left open would poison the stream
-                graph = calls.end_capture(self._stream)
-            executable = calls.instantiate(graph)
-            stack.callback(calls.destroy_executable, executable)
-            calls.destroy_graph(graph)
+            except LpvitEdgeError:  # a capture left open would poison the stream
+                calls.destroy_graph(calls.end_capture(self._stream))
+                raise
+            graph = calls.end_capture(self._stream)
+            try:
+                executable = calls.instantiate(graph)
+                stack.callback(calls.destroy_executable, executable)
+            finally:
+                calls.destroy_graph(graph)
         except LpvitEdgeError as error:
             _LOG.warning("runs without a CUDA graph, more slowly: %s", error)
             return None

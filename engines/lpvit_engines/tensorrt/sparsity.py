@@ -75,7 +75,9 @@ def verdict(
 
 def is_plugin(layer: EngineLayer) -> bool:
     """Whether TensorRT runs our plugin here."""
-    return "BlockSparseLinear" in layer.kernel or "PluginV3" in layer.kernel
+    return "PluginV3" in layer.type or any(
+        name in layer.kernel for name in ("BlockSparseLinear", "PluginV3")
+    )
 
 
 def confirm(
@@ -84,7 +86,8 @@ def confirm(
     """The proofs as the finished engine bears them out, with the kernels that run there.
 
     A layer won alone, but TensorRT may decide otherwise in the whole network; then it is not kept
-    and the reason says so. Reverted layers must not run sparse.
+    and the reason says so. One whose name TensorRT lost was built sparse and is kept, with the
+    reason that nobody saw it; a 2:4 one is not where TensorRT says that it chose none.
     """
     return tuple(_confirmed(proof, tuple(built), counted) for proof in proofs)
 
@@ -96,7 +99,10 @@ def _confirmed(
     sparse = [x for x in mine if x.sparse or is_plugin(x)]
     kernel = (sparse or mine)[0].kernel if mine else "fused: TensorRT lost the layer's name"
     kept, reason = proof.kept, proof.reason
-    if proof.kept and not sparse:
+    none_chosen = proof.pattern == "2:4" and counted.chosen == 0
+    if proof.kept and not mine and not none_chosen:
+        reason = "built sparse; not seen in the engine, where TensorRT lost its name"
+    elif proof.kept and not sparse:
         kept = False
         reason = "TensorRT chose a dense kernel for it in the whole network"
         if counted.chosen == 0:
@@ -129,7 +135,7 @@ def table(proofs: Sequence[LayerProof]) -> list[tuple[str, ...]]:
             f"{p.dense_ms:.4f}",
             f"{p.sparse_ms:.4f}",
             p.kernel,
-            "kept" if p.kept else f"dense: {p.reason}",
+            ": ".join(text for text in ("kept" if p.kept else "dense", p.reason) if text),
         )
         for p in proofs
     ]
