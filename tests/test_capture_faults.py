@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.line.config import SyntheticSource
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.line import Line
+from lpvit_edge.line.ring import FrameMessage, RingReader, RingWriter, StatusMessage
 from lpvit_edge.line.sequence import SequenceFile
 from tests.capturing import ROOT, capturing, process_exists
 from tests.line_bundle import make_bundle
@@ -188,3 +191,32 @@ def test_a_line_whose_camera_hangs_can_be_closed_and_recorded_all_it_took(
     line.close()
     with SequenceFile(tmp_path / "state" / "sequence") as sequence:
         assert numbers == list(range(1, sequence.taken + 1))
+
+
+def test_a_frame_that_was_handed_over_before_its_process_ended_is_whole() -> None:
+    memory = os.memfd_create("frames")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    writer, reader = RingWriter(memory, theirs), RingReader(memory, ours)
+    pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+    writer.write(pixels, FrameMessage(number=1, captured_at=0.0, captured_ns=0))
+    theirs.close()
+    message = reader.receive(1.0)
+    assert isinstance(message, FrameMessage)
+    assert (reader.pixels(message) == pixels).all()
+    reader.close()
+    ours.close()
+    os.close(memory)
+
+
+def test_frames_dropped_by_a_process_that_was_replaced_stay_counted(tmp_path: Path) -> None:
+    source = SyntheticSource(target=f"{tmp_path / 'none.py'}:frame")
+    with capturing(source, tmp_path) as captured:
+        feed = captured.feed
+        captured.until(lambda: feed.health.process is not None)
+        feed._note(StatusMessage(state="lost", text="-", dropped=3))
+        first = feed.health.process
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        captured.until(lambda: feed.health.restarts == 1 and feed.health.process is not None)
+        captured.until(lambda: "no such Python file" in feed.health.text)
+        assert feed.health.dropped == 3

@@ -1,9 +1,11 @@
 """Answers that are no numbers, disks that refuse, and parts that are too many."""
 
+import json
 import sqlite3
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,15 +15,15 @@ import pytest
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.line.clock import SystemClock
-from lpvit_edge.line.feed import Intake
+from lpvit_edge.line.feed import Health, Intake
 from lpvit_edge.line.frames import Frame
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.judge import lost_frame
 from lpvit_edge.line.line import Line
-from lpvit_edge.line.policy import FrameQueue, Policy
+from lpvit_edge.line.policy import OVERFLOW, FrameQueue, Policy
 from lpvit_edge.line.records import Action, FrameRecord, LineEvent, StageLatency
 from lpvit_edge.line.settle import Settlement
-from lpvit_edge.line.sink_watch import CountWatch
+from lpvit_edge.line.sink_watch import CountWatch, LineWatch
 from lpvit_edge.line.verdict import VerdictRule, judge
 from lpvit_engines.fake import FakeEngine
 from tests.line_bundle import LABELS, make_bundle, write_image
@@ -142,17 +144,40 @@ def test_another_program_that_writes_to_the_journal_holds_no_verdict(tmp_path: P
     other.close()
 
 
-def test_the_images_of_parts_beyond_the_queue_are_not_kept(tmp_path: Path) -> None:
+def test_parts_beyond_the_queue_get_the_safe_verdict_at_once_and_their_images_are_not_kept(
+    tmp_path: Path,
+) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
-    settlement = settlement_of(journal, [], safe="reject")
+    told: list[FrameRecord] = []
+    settlement = settlement_of(journal, told, safe="reject")
     queue = FrameQueue(Policy(kind="triggered", queue=2))
     intake = Intake(queue, settlement, SystemClock())
     for number in range(1, 11):
         intake.accept(frame(number))
-    open_frames = list(settlement._open.values())
     journal.close()
-    assert len(open_frames) == 10
-    assert sum(part.pixels is not None for part in open_frames) == 2
+    assert [number for number in range(1, 11) if settlement.is_open(number)] == [1, 2]
+    assert [(r.number, r.verdict, r.reason) for r in told] == [
+        (number, "safe", "queue full") for number in range(3, 11)
+    ]
+    assert queue.overflowed == 8
+    waiting = [queue.take(0.0) for _ in range(10)]
+    assert sum(part is not None and part.pixels is not None for part in waiting) == 2
+
+
+def test_a_part_that_overflowed_in_the_capture_process_is_counted_and_alarmed_too(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    settlement = settlement_of(journal, [], safe="reject")
+    queue = FrameQueue(Policy(kind="triggered"))
+    intake = Intake(queue, settlement, SystemClock())
+    intake.accept(msgspec.structs.replace(frame(1, pixels=False), lost=OVERFLOW))
+    feed: Any = SimpleNamespace(health=Health())
+    LineWatch(settlement, queue, feed, journal, SystemClock()).look(engine_silent=False)
+    (event,) = [json.loads(e.body) for e in journal.after(0) if e.kind == "event"]
+    journal.close()
+    assert (event["kind"], event["severity"]) == ("overflow", "alarm")
+    assert event["text"] == "1 parts found the queue full"
 
 
 def test_a_folder_is_never_judged_in_part(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class CaptureFeed:
         self._stopping = threading.Event()
         self.thread = GuardedThread(self._run, name="capture")
         self._last_number = 0
+        self._dropped_before = 0  # by processes that ended
         self.health = Health(since_ns=intake.clock.monotonic_ns())
 
     def start(self) -> None:
@@ -82,6 +83,7 @@ class CaptureFeed:
         memory = os.memfd_create("lpvit-frames")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reader = RingReader(memory, ours)
+        self._dropped_before = self.health.dropped
         try:
             with theirs:
                 process = self._spawn(memory, theirs)
@@ -111,6 +113,7 @@ class CaptureFeed:
         process = subprocess.Popen(
             [sys.executable, "-m", "lpvit_edge.line.capture_process"],
             stdin=subprocess.PIPE,
+            stdout=2,  # what a driver prints is no result of the line
             pass_fds=(memory, channel.fileno()),
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
@@ -161,24 +164,19 @@ class CaptureFeed:
         self._intake.accept(self._frame(reader, message))
 
     def _frame(self, reader: RingReader, message: FrameMessage) -> Frame:
-        pixels = None
-        if message.shape is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pixels = reader.pixels(message)
-        lost = "capture process ended" if pixels is None else None
         return Frame(
             number=message.number,
             captured_at=message.captured_at,
             captured_ns=message.captured_ns,
             received_ns=self._intake.clock.monotonic_ns(),
-            pixels=pixels,
+            pixels=None if message.shape is None else reader.pixels(message),
             name=message.name,
-            lost=message.lost or lost,
+            lost=message.lost,
             untimed=message.untimed,
         )
 
     def _note(self, message: StatusMessage) -> None:
-        self.health.dropped = message.dropped
+        self.health.dropped = self._dropped_before + message.dropped
         if message.state == "opening":
             return
         if message.state == "gap":

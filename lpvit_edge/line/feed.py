@@ -1,6 +1,5 @@
 """What brings numbered frames to the judge, each feed in a thread of its own."""
 
-import threading
 from typing import Literal, Protocol
 
 import msgspec
@@ -52,15 +51,20 @@ class Intake:
         self.queue = queue
         self.settlement = settlement
         self.clock = clock
-        self.arrived = threading.Event()
 
-    def accept(self, frame: Frame) -> None:
-        """Expect a verdict, and queue the frame as the policy says."""
+    def accept(self, frame: Frame, *, comes_again: bool = False) -> None:
+        """Expect a verdict, and queue the frame as the policy says.
+
+        A part that cannot be judged, or for whose image there is no room, gets the safe verdict at
+        once; a frame that comes too late for a stopping line does too, unless it `comes_again`
+        with the next start.
+        """
         self.settlement.expect(frame)
         kept = self.queue.put(frame)
-        if kept is None:
+        if kept is not None and kept.pixels is None:
+            self.settlement.settle_safe(kept, kept.lost or "lost")
+        elif kept is None and comes_again:
+            self.settlement.forget(frame.number)
+        elif kept is None:
             self.settlement.settle_safe(frame, "the line was stopping")
-        elif kept is not frame:
-            self.settlement.slim(kept)
         self.settlement.dropped = self.queue.dropped
-        self.arrived.set()

@@ -35,6 +35,7 @@ class FolderFeed:
         self._sequence = sequence
         self._journal = journal
         self._paths: dict[int, Path] = {}
+        self._number: int | None = None  # taken, and not yet an image's
         self._stopping = threading.Event()
         self.thread = GuardedThread(self._run, name="folder")
         self.health = Health(since_ns=intake.clock.monotonic_ns())
@@ -86,36 +87,46 @@ class FolderFeed:
 
     def _look(self) -> None:
         try:
+            self._claimed.mkdir(exist_ok=True)
             found = sorted(
                 _files(self._folder), key=lambda path: (path.stat().st_mtime_ns, path.name)
             )
-            self._say("live", "")
-        except OSError as error:  # unmounted, or taken away between listing and looking
+            for path in found:
+                if self._stopping.is_set():
+                    return
+                claimed = self._claim(path)
+                self._say("live", "")
+                if claimed is not None:
+                    self._hand_in(*claimed)
+        except OSError as error:  # unmounted, read-only, or taken away between listing and looking
             self._say("lost", f"{self._folder}: {error.strerror}")
-            return
-        for path in found:
-            if self._stopping.is_set():
-                return
-            number = self._sequence.next()
-            claimed = self._claimed / f"{number}.{path.name}"
-            try:
-                path.rename(claimed)
-            except OSError as error:
-                # The number is taken: the part gets the safe verdict rather than none.
-                self._hand_in(number, path, lost=f"could not be claimed ({error.strerror})")
-                continue
-            self._hand_in(number, claimed)
+        else:
+            self._say("live", "")
 
-    def _hand_in(self, number: int, path: Path, *, lost: str | None = None) -> None:
-        pixels = None
+    def _claim(self, path: Path) -> tuple[int, Path] | None:
+        """Number an image and rename it; None where another line was faster.
+
+        Where it cannot be renamed it stays in the folder, and the number is the next image's.
+        """
+        if self._number is None:
+            self._number = self._sequence.next()
+        claimed = self._claimed / f"{self._number}.{path.name}"
+        try:
+            path.rename(claimed)
+        except FileNotFoundError:
+            return None
+        number, self._number = self._number, None
+        return number, claimed
+
+    def _hand_in(self, number: int, path: Path) -> None:
+        pixels = lost = None
         captured_at = self._intake.clock.unix_s()
-        if lost is None:
-            try:
-                captured_at = path.stat().st_mtime
-                pixels = decode_pixels(path.read_bytes(), name=path.name)
-            except (OSError, DataError) as error:
-                lost = f"corrupt frame: {error}"
-            self._paths[number] = path
+        try:
+            captured_at = path.stat().st_mtime
+            pixels = decode_pixels(path.read_bytes(), name=path.name)
+        except (OSError, DataError) as error:
+            lost = f"corrupt frame: {error}"
+        self._paths[number] = path
         now_ns = self._intake.clock.monotonic_ns()
         self._intake.accept(
             Frame(
@@ -124,9 +135,10 @@ class FolderFeed:
                 captured_ns=now_ns,
                 received_ns=now_ns,
                 pixels=pixels,
-                name=path.name.partition(".")[2] if path.parent == self._claimed else path.name,
+                name=path.name.partition(".")[2],
                 lost=lost,
-            )
+            ),
+            comes_again=True,
         )
 
     def _say(self, state: str, text: str) -> None:

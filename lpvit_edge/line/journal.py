@@ -54,6 +54,7 @@ class Journal:
         self._since_prune = 0
         self._backlog: deque[tuple[int | None, str, bytes]] = deque()
         self.lost = 0  # entries that the disk refused for too long
+        self.repeated = 0  # verdicts on numbers that have one already: not written
         self.refusal: str | None = None  # why the latest entry that could not be written was not
         self._given_up: Counter[str] = Counter()
         self._closed = False
@@ -93,22 +94,25 @@ class Journal:
     def flush(self) -> bool:
         """Write what waits in memory, in order; False where the disk still refuses."""
         with self._lock:
-            while self._backlog:
-                try:
-                    self._db.execute(
-                        "INSERT OR IGNORE INTO entries(number, kind, body) VALUES(?, ?, ?)",
-                        self._backlog[0],
-                    )
-                except sqlite3.OperationalError as error:
-                    self.refusal = str(error)
-                    self._shorten_backlog()
-                    return False
-                self._backlog.popleft()
-                self._since_prune += 1
+            try:
+                self._write_backlog()
+                if self._since_prune >= 2000:
+                    self._prune()
+            except sqlite3.DatabaseError as error:  # full, read-only, gone, damaged
+                self.refusal = str(error)
+                self._shorten_backlog()
             self._new.notify_all()
-            if self._since_prune >= 2000:
-                self._prune()
-            return True
+            return not self._backlog
+
+    def _write_backlog(self) -> None:
+        while self._backlog:
+            done = self._db.execute(
+                "INSERT OR IGNORE INTO entries(number, kind, body) VALUES(?, ?, ?)",
+                self._backlog[0],
+            )
+            self.repeated += not done.rowcount
+            self._backlog.popleft()
+            self._since_prune += 1
 
     def _shorten_backlog(self) -> None:
         while len(self._backlog) > BACKLOG:
@@ -118,8 +122,7 @@ class Journal:
     @property
     def waiting(self) -> int:
         """Entries that the disk refused so far."""
-        with self._lock:
-            return len(self._backlog)
+        return len(self._backlog)  # without the lock, which may wait for a disk
 
     def after(self, entry_id: int, *, limit: int = 100) -> tuple[Entry, ...]:
         """The entries that follow one, oldest first."""
@@ -147,6 +150,11 @@ class Journal:
             row = self._db.execute("SELECT 1 FROM entries WHERE number = ?", (number,))
             return row.fetchone() is not None
 
+    def last_number(self) -> int:
+        """The highest frame number that has a verdict here; 0 where none has."""
+        with self._lock:
+            return int(self._db.execute("SELECT MAX(number) FROM entries").fetchone()[0] or 0)
+
     def missing(self, after: int, through: int) -> tuple[int, ...]:
         """Frame numbers in (after, through] without a verdict."""
         with self._lock:
@@ -160,13 +168,13 @@ class Journal:
         """Remember a number under a name; nothing where the disk refuses."""
         self._store("INSERT OR REPLACE INTO marks(name, value) VALUES(?, ?)", (name, value))
 
-    def marked(self, name: str) -> int:
-        """The number under that name; 0 before the first."""
+    def marked(self, name: str) -> int | None:
+        """The number under that name; None before the first."""
         return self._value("SELECT value FROM marks WHERE name = ?", name)
 
     def delivered(self, sink: str) -> int:
         """Id of the last entry that a sink took."""
-        return self._value("SELECT delivered FROM cursors WHERE sink = ?", sink)
+        return self._value("SELECT delivered FROM cursors WHERE sink = ?", sink) or 0
 
     def set_delivered(self, sink: str, entry_id: int) -> None:
         """A sink took everything up to that entry; where the disk refuses, it is told twice."""
@@ -176,8 +184,7 @@ class Journal:
 
     def given_up(self, sink: str) -> int:
         """Verdicts that a sink never took and that had to be removed: too many waited for it."""
-        with self._lock:
-            return self._given_up[sink]
+        return self._given_up[sink]  # without the lock, which may wait for a disk
 
     def forget_other_sinks(self, names: Iterable[str]) -> None:
         """A sink that is no longer configured must not hold back the journal."""
@@ -192,14 +199,14 @@ class Journal:
         with self._lock:
             try:
                 self._db.execute(statement, values)
-            except sqlite3.OperationalError:
+            except sqlite3.DatabaseError:
                 return False
             return True
 
-    def _value(self, query: str, name: str) -> int:
+    def _value(self, query: str, name: str) -> int | None:
         with self._lock:
             row = self._db.execute(query, (name,)).fetchone()
-        return int(row[0]) if row else 0
+        return int(row[0]) if row else None
 
     def _prune(self) -> None:
         """Remove what every sink has taken, and anything beyond ten times `keep`: that is lost."""

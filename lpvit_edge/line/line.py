@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.errors import MissingDependencyError
 from lpvit_edge.golden import unpack
-from lpvit_edge.line.clock import Clock, JumpWatch, SystemClock
+from lpvit_edge.line.clock import Clock, SystemClock
 from lpvit_edge.line.config import LineConfig
 from lpvit_edge.line.feed import Intake
 from lpvit_edge.line.feeds import open_feed, source_name
@@ -17,13 +17,14 @@ from lpvit_edge.line.folder import FolderFeed
 from lpvit_edge.line.guarded import GuardedThread, ThreadWatch
 from lpvit_edge.line.health import Status
 from lpvit_edge.line.journal import Journal
-from lpvit_edge.line.judge import Judge, Summary, lost_frame
+from lpvit_edge.line.judge import Judge, Summary
+from lpvit_edge.line.left_open import go_on, note_settled
 from lpvit_edge.line.outputs import Outputs
 from lpvit_edge.line.policy import FrameQueue
 from lpvit_edge.line.records import TelemetryHub
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_edge.line.settle import Settlement
-from lpvit_edge.line.sink_watch import CountWatch, SinkWatch
+from lpvit_edge.line.sink_watch import LineWatch, SinkWatch
 from lpvit_edge.line.sinks import open_sinks
 from lpvit_edge.line.swap import Swap
 from lpvit_edge.line.verdict import refuse_unknown_labels
@@ -32,7 +33,6 @@ from lpvit_edge.proof import refuse_disagreement
 if TYPE_CHECKING:
     from lpvit_engines import Engine
 
-_SETTLED = "settled"  # every frame up to this number has its verdict
 _WATCH_S = 0.2
 PROBE_S = 1.0  # a golden frame passes where no part came for so long
 
@@ -90,14 +90,15 @@ class Line:
         self.outputs.hold("the line starts")
         self._stop = threading.Event()
         self._ended = threading.Event()  # after the drain: until then parts have deadlines
-        self._jumps = JumpWatch(self.clock)
+        self._watch = LineWatch(self.settlement, self.queue, self.feed, self.journal, self.clock)
+        self._holding = threading.Lock()  # two threads look: what is seen is what is done
         self.threads = ThreadWatch(
             self._needed_threads, hold=self._hold_if_blind, event=self.settlement.event
         )
         self._deadlines = GuardedThread(self._watch_deadlines, name="deadlines")
-        self._sinks = GuardedThread(
-            self._watch_sinks, name="sinks", failed=lambda text: self.threads.look()
-        )
+        look = self.threads.look
+        self._hold = GuardedThread(self._watch_hold, name="hold", failed=lambda text: look())
+        self._sinks = GuardedThread(self._watch_sinks, name="sinks", failed=lambda text: look())
         self._golden = unpack(bundle.path("golden.zip"))
 
     def start(self) -> None:
@@ -108,30 +109,18 @@ class Line:
         found = self.judge.warm_up(self._golden)
         refuse_disagreement(found)
         self._settle_left_open()
-        self._deadlines.start()
-        self._sinks.start()
+        for thread in (self._deadlines, self._hold, self._sinks):
+            thread.start()
         self.feed.start()
 
     def _settle_left_open(self) -> None:
         """Frames that were taken before a crash and have no verdict."""
-        taken = self.sequence.taken
-        missing = self.journal.missing(self.journal.marked(_SETTLED), taken)
-        if isinstance(self.feed, FolderFeed):
-            claimed = self.feed.claimed_numbers()
-            missing = tuple(number for number in missing if number not in claimed)
-        if missing and self.config.policy.kind == "triggered":
-            for number in missing:
-                frame = lost_frame(number, clock=self.clock, why="the line was down")
-                self.settlement.expect(frame)
-                self.settlement.settle_safe(frame, "the line was down")
-        if missing:
-            self.settlement.event(
-                "gap",
-                f"the line had ended without notice: {len(missing)} frames without a verdict "
-                f"({missing[0]} to {missing[-1]})",
-                "alarm",
-            )
-        self.journal.mark(_SETTLED, taken)
+        feed = self.feed
+        claimed = feed.claimed_numbers() if isinstance(feed, FolderFeed) else frozenset()
+        parts = self.config.policy.kind == "triggered"
+        go_on(
+            self.sequence, self.journal, self.settlement, self.clock, claimed=claimed, parts=parts
+        )
 
     def step(self, timeout_s: float = 0.2) -> bool:
         """Judge one frame, or look after things; False when there is nothing left to do."""
@@ -165,45 +154,37 @@ class Line:
             self.judge.probe(self._golden[0])
 
     def _watch_sinks(self) -> None:
-        """In a thread of its own, so that sinks are held when the engine hangs too."""
-        watch = SinkWatch(self.outputs, self.settlement.event, self.clock)
-        losses = CountWatch(self.settlement.event, self.clock)
+        """Tell, in a thread of its own, what becomes of sinks and parts: it may wait for a disk."""
+        sinks = SinkWatch(self.outputs, self.settlement.event, self.clock)
         while not self._ended.is_set():
             self.threads.look()
-            self._hold_if_blind()
-            watch.look()
-            self._tell_losses(losses)
+            sinks.look()
+            begun = self.judge.passed_ns is not None
+            self._watch.look(engine_silent=begun and not self.engine_answers())
+            note_settled(self.journal, self.settlement.settled_through)
             self.clock.wait(self._ended, _WATCH_S)
 
-    def _tell_losses(self, losses: CountWatch) -> None:
-        """What the line could not do for its parts, and what else happened to it."""
-        losses.look(
-            "late", self.settlement.counts.late, "{n} parts had no verdict in time", "alarm"
-        )
-        overflowed = self.queue.overflowed
-        losses.look("overflow", overflowed, "{n} parts found the queue full", "alarm")
-        dropped = self.queue.dropped + self.feed.health.dropped
-        losses.look("dropped", dropped, "{n} frames gave way to newer ones", "info")
-        if (jump_s := self._jumps.jumped_s()) is not None:
-            self.settlement.event(
-                "clock", f"the time of day jumped by {jump_s:+.1f} s; durations are unaffected",
-                "warning",
-            )  # fmt: skip
+    def _watch_hold(self) -> None:
+        """In a thread that waits for no engine and no disk, so that it acts when these hang."""
+        while not self._ended.is_set():
+            self._hold_if_blind()
+            self.clock.wait(self._ended, _WATCH_S)
 
     def _needed_threads(self) -> tuple[GuardedThread, ...]:
         sinks = (sink.thread for sink in self.outputs.sinks)
-        return (self._deadlines, self._sinks, self.feed.thread, *sinks)
+        return (self._deadlines, self._hold, self._sinks, self.feed.thread, *sinks)
 
     def _hold_if_blind(self) -> None:
         """Take the safe position while no part can be judged."""
+        with self._holding:
+            self.outputs.hold(self._blindness())
+
+    def _blindness(self) -> str | None:
         if died := self.threads.died():
-            self.outputs.hold(f"the thread {', '.join(died)} ended")
-        elif self.feed.health.state not in ("live", "ended"):
-            self.outputs.hold(f"source {self.feed.health.state}: {self.feed.health.text}")
-        elif not self.engine_answers():
-            self.outputs.hold("the engine does not answer")
-        else:
-            self.outputs.hold(None)
+            return f"the thread {', '.join(died)} ended"
+        if self.feed.health.state not in ("live", "ended"):
+            return f"source {self.feed.health.state}: {self.feed.health.text}"
+        return None if self.engine_answers() else "the engine does not answer"
 
     def run(self, *, each: Callable[[], None] = lambda: None) -> None:
         """Judge until stop() or the end of the source; `each` is called between frames."""
@@ -226,11 +207,12 @@ class Line:
         while self.judge.step(0.0) is not None:
             pass
         self._ended.set()
-        for thread in (self._sinks, self._deadlines):
+        for thread in (self._hold, self._sinks, self._deadlines):
             if thread.is_alive():
                 thread.join()
+        self.settlement.settle_open("the line stopped")  # what an error tore from the judge
         self.outputs.hold("the line stopped")
-        self.journal.mark(_SETTLED, self.sequence.taken)
+        note_settled(self.journal, self.sequence.taken)
         left = self.outputs.close(timeout_s)
         self.judge.close()
         self.swap.close()

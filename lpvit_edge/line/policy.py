@@ -3,7 +3,7 @@
 * newest     a live view: the frame that waits is replaced by a newer one; drops are counted.
 * wait       a file or a folder: a bounded queue; the source is slowed down, nothing is dropped.
 * triggered  inspection: each frame is a part, and a part is never dropped. Where the queue is full,
-             the part goes on without its image and gets the safe verdict, in its turn.
+             the part goes on without its image and gets the safe verdict at once.
 """
 
 import threading
@@ -59,8 +59,8 @@ class FrameQueue:
             if self._closed:
                 return None
         elif self._is_full() and frame.pixels is not None:
-            self.overflowed += 1
             frame = msgspec.structs.replace(frame, pixels=None, lost=OVERFLOW)
+        self.overflowed += frame.lost == OVERFLOW  # here, or before it left the capture process
         self._frames.append(frame)
         return frame
 

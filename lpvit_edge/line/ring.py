@@ -5,6 +5,7 @@ SOCK_SEQPACKET pair, one for each frame; the judge's side sends each slot's numb
 copied the pixels.
 """
 
+import contextlib
 import mmap
 import os
 import socket
@@ -143,7 +144,8 @@ class RingReader:
             self._view, self._size = mmap.mmap(self._memory, total), total
         start = message.slot * message.slot_bytes
         content = self._view[start : start + height * width * 3]
-        self._channel.send(bytes([message.slot]))
+        with contextlib.suppress(BrokenPipeError):  # the process ended; its memory is still here
+            self._channel.send(bytes([message.slot]))
         return np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
     def close(self) -> None:

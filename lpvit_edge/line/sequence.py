@@ -54,6 +54,11 @@ class SequenceFile:
         self._page[8:16] = struct.pack("<Q", number)
         return number
 
+    def reach(self, number: int) -> None:
+        """Go on from that number at least."""
+        if number > self.taken:
+            self._page[8:16] = struct.pack("<Q", number)
+
     def note_counter(self, counter: int) -> None:
         """Remember the camera's own counter."""
         self._page[16:24] = struct.pack("<q", counter)

@@ -54,6 +54,7 @@ class Settlement:
         self._tell_event = tell_event
         self._deadline_ms = deadline_ms
         self._open: dict[int, Frame] = {}
+        self._newest = 0  # number that was expected
         self._lock = threading.RLock()
         self._disk_full = False
         self.counts = Counts()
@@ -64,12 +65,13 @@ class Settlement:
         """A part is on its way: it must be settled."""
         with self._lock:
             self._open[frame.number] = frame
+            self._newest = max(self._newest, frame.number)
 
-    def slim(self, frame: Frame) -> None:
-        """The queue kept the part without its image: neither is it kept here."""
+    @property
+    def settled_through(self) -> int:
+        """Up to this number every frame that was expected has its verdict, or was dropped."""
         with self._lock:
-            if frame.number in self._open:
-                self._open[frame.number] = frame
+            return min(self._open, default=self._newest + 1) - 1
 
     def is_open(self, number: int) -> bool:
         """Whether the part still waits for its verdict."""
@@ -146,6 +148,13 @@ class Settlement:
             if self.settle_safe(frame, f"no verdict within {self._deadline_ms:g} ms"):
                 self.counts.late += 1
         return None
+
+    def settle_open(self, reason: str) -> None:
+        """Give every part that has no verdict yet the safe one."""
+        with self._lock:
+            frames = sorted(self._open.values(), key=lambda frame: frame.number)
+        for frame in frames:
+            self.settle_safe(frame, reason)
 
     def event(self, kind: str, text: str, severity: Severity) -> None:
         """Record and tell something that happened to the line."""

@@ -2,12 +2,22 @@
 
 from collections.abc import Callable
 
-from lpvit_edge.line.clock import Clock
+from lpvit_edge.line.clock import Clock, JumpWatch
+from lpvit_edge.line.feed import Feed
+from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.outputs import Outputs
+from lpvit_edge.line.policy import FrameQueue
 from lpvit_edge.line.records import Severity
+from lpvit_edge.line.settle import Settlement
 
 _REST_S = 10.0  # between two events about one count
 _LOST = "{n} entries are lost, since the disk refused them for too long"
+_REPEATED = (
+    "{n} verdicts have a number that has one already, and are not recorded; was the state folder "
+    "changed while the line ran? Start it anew"
+)
+_SILENT = "the engine gives no answer; the outputs are held"
+_AGAIN = "the engine answers; the outputs are not held for it any more"
 
 
 class CountWatch:
@@ -28,7 +38,7 @@ class CountWatch:
         key = name or kind
         now_ns = self._clock.monotonic_ns()
         before, told_ns = self._told.get(key, (0, None))
-        if count == before or (told_ns is not None and now_ns - told_ns < _REST_S * 1e9):
+        if count <= before or (told_ns is not None and now_ns - told_ns < _REST_S * 1e9):
             return
         self._told[key] = count, now_ns
         prefix = "" if name is None else f"{name}: "
@@ -59,3 +69,35 @@ class SinkWatch:
                 self._missed.look("disk", missed, _LOST, "alarm", name=name)
             else:
                 self._missed.look("sink", missed, "missed {n} verdicts", "alarm", name=name)
+
+
+class LineWatch:
+    """What the line could not do for its parts, and what else happened to it."""
+
+    def __init__(
+        self, settlement: Settlement, queue: FrameQueue, feed: Feed, journal: Journal, clock: Clock
+    ) -> None:
+        self._settlement = settlement
+        self._queue = queue
+        self._feed = feed
+        self._journal = journal
+        self._losses = CountWatch(settlement.event, clock)
+        self._jumps = JumpWatch(clock)
+        self._silent = False  # the engine, and that was told
+
+    def look(self, *, engine_silent: bool) -> None:
+        """Tell what changed since the last call."""
+        look = self._losses.look
+        late, overflowed = self._settlement.counts.late, self._queue.overflowed
+        look("late", late, "{n} parts had no verdict in time", "alarm")
+        look("overflow", overflowed, "{n} parts found the queue full", "alarm")
+        dropped = self._queue.dropped + self._feed.health.dropped
+        look("dropped", dropped, "{n} frames gave way to newer ones", "info")
+        look("journal", self._journal.repeated, _REPEATED, "alarm")
+        event = self._settlement.event
+        if engine_silent != self._silent:
+            self._silent = engine_silent
+            event("engine", _SILENT, "alarm") if engine_silent else event("engine", _AGAIN, "info")
+        if (jump_s := self._jumps.jumped_s()) is not None:
+            text = f"the time of day jumped by {jump_s:+.1f} s; durations are unaffected"
+            event("clock", text, "warning")

@@ -40,11 +40,11 @@ class JsonLines:
             stream.truncate(size - len(tail) + (len(whole) + 1 if whole else 0))
         last = whole.rpartition(b"\n")[2]
         try:
-            return (
-                max(delivered, msgspec.json.decode(last, type=_Line).entry) if last else delivered
-            )
+            written = msgspec.json.decode(last, type=_Line).entry
         except msgspec.DecodeError:
-            return delivered  # the file was begun by something else
+            return delivered  # it is empty, or was begun by something else
+        # A journal that ends before the file does is a new one, or lost its last moments.
+        return written if written <= newest else delivered
 
     def too_old(self, entries: Sequence[Entry]) -> int:
         """Nothing is ever too old."""
