@@ -116,7 +116,7 @@ def _build(pattern: str, gpu: "OpenDevice") -> "Built":
             sparse_weights=pattern == "2:4",
             free_bytes=gpu.calls.free_bytes(),
             device="doctor",
-            weak=tensorrt_copy(portable, half=False).SerializeToString(),
+            weak=lambda: tensorrt_copy(portable, half=False).SerializeToString(),
             cache=Path(folder),
         )
 

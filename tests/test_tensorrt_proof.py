@@ -152,7 +152,27 @@ def test_a_failure_carries_tensorrts_words_and_the_fitting_remedy() -> None:
     short.add("ERROR", "Requested amount of GPU memory could not be allocated")
     assert "free memory on the device" in str(short.failure("no engine", "report it"))
     assert "TensorRT said: nothing. To do: report it" in str(Log().failure("x", "report it"))
-    assert memory_skips(lines("Skipping tactic 3 due to insufficient memory", "fine")) == 1
+
+
+def test_a_kernel_without_memory_is_counted_once_however_often_tensorrt_says_so() -> None:
+    newer = lines(
+        "Requested amount of GPU memory (2833252352 bytes) could not be allocated. There may not",
+        "UNSUPPORTED_STATE: Skipping tactic 28 due to insufficient memory on requested size of 28",
+        "[virtualMemoryBuffer.cpp] Error Code 2: OutOfMemory (Requested size was 2833252352)",
+        "fine",
+    )
+    older = lines(
+        "Tactic Device request: 414MB Available: 216MB. Device memory is insufficient to use",
+        "Skipping tactic 3 due to insuficient memory on requested size of 2218 detected for tacti",
+    )
+    assert memory_skips(newer) == 1
+    assert memory_skips(older) == 1
+    assert memory_skips(older[:1]) == 1
+    assert memory_skips(lines("fine")) == 0
+    log = Log()
+    for line in older:
+        log.add("VERBOSE", line.text)
+    assert memory_skips(log.lines) == 1
 
 
 class Cache:
@@ -194,8 +214,8 @@ def test_timings_of_two_processes_end_up_in_one_cache(tmp_path: Path) -> None:
         settings.attach_timing_cache(one, path, Log())
         assert one.cache is not None
         one.cache.entries.add(entry)
-    settings.save_timing_cache(first, path)
-    settings.save_timing_cache(second, path)
+    settings.save_timing_cache(first, path, Log())
+    settings.save_timing_cache(second, path, Log())
     assert path.read_bytes() == b"a b"
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".cache", ".lock"]
 

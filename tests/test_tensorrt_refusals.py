@@ -45,7 +45,12 @@ def test_only_a_parser_of_10_3_that_refused_is_asked_again_weakly_typed(
     monkeypatch.setattr(plugin, "register", lambda _: None)
     with pytest.raises(type(error), match=str(error)):
         building.build(
-            b"strong", weak=b"weak", sparse_weights=False, free_bytes=1, device="d", cache=tmp_path
+            b"strong",
+            weak=lambda: b"weak",
+            sparse_weights=False,
+            free_bytes=1,
+            device="d",
+            cache=tmp_path,
         )
     assert tried == tries
 

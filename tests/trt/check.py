@@ -87,7 +87,7 @@ def overridden(trt: Any) -> list[str]:
         (plugin_class, trt.IPluginV3OneBuild), (plugin_class, trt.IPluginV3OneRuntime),
         (plugin.creator_class(trt), trt.IPluginCreatorV3One),
         (type(log.make_logger(trt, log.Log())), trt.ILogger),
-        (type(progress.make_monitor(trt, lambda *_: None)), trt.IProgressMonitor),
+        (type(progress.make_monitor(trt, None, lambda: False)), trt.IProgressMonitor),
         (type(times.make_profiler(trt, {})), trt.IProfiler),
     )  # fmt: skip
     wrong = []
@@ -194,16 +194,14 @@ def listeners_work(trt: Any) -> None:
     log.make_logger(trt, kept).log(trt.ILogger.Severity.ERROR, "it failed")
     assert kept.faults == ["it failed"]
     steps: list[tuple[str, int, int]] = []
-    monitor = progress.make_monitor(trt, lambda *step: steps.append(step))
+    stopped: list[bool] = []
+    monitor = progress.make_monitor(trt, lambda *step: steps.append(step), lambda: bool(stopped))
     monitor.phase_start("build", None, 3)
     assert monitor.step_complete("build", 1) is True
     monitor.phase_finish("build")
     assert steps == [("build", 0, 3), ("build", 2, 3), ("build", 3, 3)]
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    assert progress.make_monitor(trt, interrupt).step_complete("build", 1) is False
+    stopped.append(True)
+    assert monitor.step_complete("build", 1) is False
     samples: dict[str, list[float]] = {}
     times.make_profiler(trt, samples).report_layer_time("fc1", 0.5)
     assert samples == {"fc1": [0.5]}

@@ -10,7 +10,7 @@ from lpvit_engines.tensorrt import config as settings
 from lpvit_engines.tensorrt.inspector import EngineLayer, engine_layers
 from lpvit_engines.tensorrt.library import load_tensorrt, version_of
 from lpvit_engines.tensorrt.log import Log, make_logger, memory_skips, refuse_overflow
-from lpvit_engines.tensorrt.progress import OnStep, make_monitor
+from lpvit_engines.tensorrt.progress import OnStep, interruptible, make_monitor
 from lpvit_engines.tensorrt.sparsity import SparsityCount, count
 
 _IDLE = "close other programs on the device and build again"
@@ -37,18 +37,18 @@ def build(
     sparse_weights: bool,
     free_bytes: int,
     device: str,
-    weak: bytes | None = None,
+    weak: Callable[[], bytes] | None = None,
     on_step: OnStep | None = None,
     cache: Path | None = None,
     python_free: bool = False,
 ) -> Built:
     """Build the engine of a TensorRT copy on the device at hand.
 
-    `free_bytes` is the memory that is free there, `device` names it for the timing cache, `weak` is
-    the copy in float32: on TensorRT 10.3, whose strongly typed parser was young, a copy that the
-    parser refuses strongly typed is built from it with the float16 flag instead. With `python_free`
+    `free_bytes` is the memory that is free there, `device` names it for the timing cache, `weak`
+    makes the copy in float32: on TensorRT 10.3, whose strongly typed parser was young, a copy that
+    the parser refuses strongly typed is built from it with the float16 flag instead. `python_free`:
     the block-sparse kernel lies in the plan, see ahead_of_time.py. Needs a current CUDA context.
-    Raises EngineError in TensorRT's own words.
+    Raises EngineError in TensorRT's own words, KeyboardInterrupt once Ctrl-C has ended the build.
     """
     from lpvit_engines.tensorrt import ahead_of_time, plugin
 
@@ -58,7 +58,9 @@ def build(
     else:
         plugin.register(trt)
     folder = cache or settings.cache_folder()
-    path = settings.timing_cache_path(folder, version=str(trt.__version__), device=device)
+    path = settings.timing_cache_path(
+        folder, version=str(trt.__version__), device=device, clocks=settings.gpu_clocks()
+    )
     options = _Options(
         sparse_weights=sparse_weights, free_bytes=free_bytes, cache=path, on_step=on_step
     )
@@ -67,7 +69,7 @@ def build(
     except _ParserRefusedError:
         if weak is None or version_of(trt) != (10, 3):
             raise
-    return _build(trt, weak, options, strongly_typed=False)
+    return _build(trt, weak(), options, strongly_typed=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +85,23 @@ def _build(trt: Any, onnx_bytes: bytes, options: _Options, *, strongly_typed: bo
     logger = make_logger(trt, log)
     builder = made("Builder", lambda: trt.Builder(logger), log=log)
     network = parsed(trt, builder, logger, onnx_bytes, log, strongly_typed=strongly_typed)
-    config = settings.make_config(
+    config = made("builder config", lambda: builder.create_builder_config(), log=log)
+    settings.set_up(
         trt,
-        builder,
+        config,
         sparse_weights=options.sparse_weights,
         half_flag=not strongly_typed,
         free_bytes=options.free_bytes,
     )
     settings.attach_timing_cache(config, options.cache, log)
-    monitor = None if options.on_step is None else make_monitor(trt, options.on_step)
-    if monitor is not None:
+    with interruptible() as is_stopped:
+        monitor = make_monitor(trt, options.on_step, is_stopped)
         config.progress_monitor = monitor
-    serialized = builder.build_serialized_network(network, config)
+        serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise log.failure("TensorRT built no engine", _IDLE)
     refuse_overflow(log.lines)
-    settings.save_timing_cache(config, options.cache)
+    settings.save_timing_cache(config, options.cache, log)
     plan = bytes(serialized)
     return Built(
         plan=plan,
@@ -115,7 +118,7 @@ def parsed(
     """The network of an ONNX file. Raises EngineError with every error of the parser."""
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if strongly_typed else 0
     network = made("network", lambda: builder.create_network(flags), log=log)
-    parser = trt.OnnxParser(network, logger)
+    parser = made("parser", lambda: trt.OnnxParser(network, logger), log=log)
     if not parser.parse(onnx_bytes):
         problems = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
         for problem in problems:

@@ -1,6 +1,7 @@
 """Settings of a build, and the timing cache that makes the next one shorter."""
 
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -8,32 +9,49 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt.log import Log
 
+_LOG = logging.getLogger(__name__)
+_DEVFREQ = Path("/sys/class/devfreq")
 # TensorRT may take this share of the memory that is free: on a Jetson the rest of the system lives
 # in the same memory, and kernels that do not fit are skipped silently.
 _WORKSPACE_SHARE = 0.5
 
 
-def make_config(
-    trt: Any, builder: Any, *, sparse_weights: bool, half_flag: bool, free_bytes: int
-) -> Any:
-    """The builder config. `half_flag` is for weakly typed networks, on TensorRT 10 only."""
-    config = builder.create_builder_config()
+def set_up(
+    trt: Any, config: Any, *, sparse_weights: bool, half_flag: bool, free_bytes: int
+) -> None:
+    """Set a builder config. `half_flag` is for weakly typed networks, on TensorRT 10 only."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(free_bytes * _WORKSPACE_SHARE))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if sparse_weights:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if half_flag:
         config.set_flag(getattr(trt.BuilderFlag, "FP16"))  # noqa: B009  absent from TensorRT 11
-    return config
 
 
-def timing_cache_path(folder: Path, *, version: str, device: str) -> Path:
-    """One file per TensorRT version and device: timings of another are worse than none."""
-    key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{version}-{device}").strip("-").lower()
+def timing_cache_path(folder: Path, *, version: str, device: str, clocks: str = "") -> Path:
+    """One file per TensorRT version, device and clocks: timings of others are worse than none."""
+    key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{version}-{device}-{clocks}").strip("-").lower()
     return folder / f"timing-{key}.cache"
+
+
+def gpu_clocks(devfreq: Path = _DEVFREQ) -> str:
+    """The bounds of an integrated GPU's clocks, such as "306-918 MHz": the power mode sets them,
+    and jetson_clocks makes both the same. Empty where the kernel has none, as for a card.
+    """
+    found = []
+    for device in sorted(devfreq.glob("*gpu*")):
+        hz = [_integer(device / name) for name in ("min_freq", "max_freq")]
+        found.append("-".join("?" if x is None else f"{x / 1e6:.0f}" for x in hz) + " MHz")
+    return ", ".join(found)
+
+
+def _integer(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def cache_folder() -> Path:
@@ -62,20 +80,39 @@ def attach_timing_cache(config: Any, path: Path, log: Log) -> None:
         )
 
 
-def save_timing_cache(config: Any, path: Path) -> None:
-    """Put the timings of this build beside those that another process saved meanwhile."""
+def save_timing_cache(config: Any, path: Path, log: Log) -> None:
+    """Put the timings of this build beside those that another process saved meanwhile.
+
+    The engine is whole by then and only the next build would be shorter: what TensorRT refuses here
+    is a warning in its own words.
+    """
     cache = config.get_timing_cache()
-    if cache is None:
-        raise EngineError("TensorRT gave no timing cache after the build; build it again")
     with _locked(path):
-        if path.is_file():
-            cache.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        try:
-            with temporary.open("wb") as handle:
-                handle.write(cache.serialize())
-                handle.flush()
-                os.fsync(handle.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        serialized = None if cache is None else _joined(config, cache, path, log)
+        if serialized is None:
+            refused = log.failure("TensorRT gave no timings after the build", "nothing")
+            _LOG.warning("%s; the next build will take as long", refused)
+            return
+        _write(path, serialized)
+
+
+def _joined(config: Any, cache: Any, path: Path, log: Log) -> Any:
+    """The timings of this build and those on disk; without those where they cannot be joined."""
+    if path.is_file():
+        found = config.create_timing_cache(path.read_bytes())
+        if found is None or not cache.combine(found, ignore_mismatch=False):
+            refused = log.failure(f"TensorRT could not join the timings of {path}", "nothing")
+            _LOG.warning("%s; those of this build take their place", refused)
+    return cache.serialize()
+
+
+def _write(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

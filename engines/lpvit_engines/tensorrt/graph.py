@@ -1,6 +1,7 @@
 """An ONNX graph while it is rewritten."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,15 @@ from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
+
+
+def read_model(path: Path) -> tuple[bytes, Any]:
+    """The content of an ONNX file, and its ModelProto. Raises EngineError for anything else."""
+    content = path.read_bytes()
+    try:
+        return content, require("onnx").load_from_string(content)
+    except require("google.protobuf.message").DecodeError as error:
+        raise EngineError(f"{path} is not an ONNX file: {error}") from error
 
 
 class Graph:

@@ -12,12 +12,14 @@ from weakref import WeakSet
 from lpvit_edge.errors import EngineError
 
 _LOG = logging.getLogger(__name__)
-_KEPT_VERBOSE = re.compile(r"\(Sparsity\)|out ?of ?memory|insufficient memory", re.IGNORECASE)
 _OVERFLOW = re.compile(r"layer ?norm.*overflow|overflow.*layer ?norm", re.IGNORECASE)
+# TensorRT misspells one of them.
 _NO_MEMORY = re.compile(
-    r"out ?of ?memory|insufficient memory|cuda failure: 2\b|requested amount of gpu memory",
+    r"out ?of ?memory|insuff?icient memory|memory is insufficient|cuda failure: 2\b"
+    r"|requested amount of gpu memory",
     re.IGNORECASE,
 )
+_SKIPPED = re.compile(r"skipping tactic", re.IGNORECASE)
 _NO_PLUGIN = re.compile(r"plugin.*not (?:be )?found|cannot find plugin|no importer", re.IGNORECASE)
 _FAULTS = ("INTERNAL_ERROR", "ERROR")
 _SHOWN = 8
@@ -40,7 +42,7 @@ class Log:
 
     def add(self, severity: str, text: str) -> None:
         """Keep a message; TensorRT's threads call this, so it must never raise."""
-        if severity != "VERBOSE" or _KEPT_VERBOSE.search(text):
+        if severity != "VERBOSE" or "(Sparsity)" in text or _NO_MEMORY.search(text):
             self.lines.append(Line(severity, text))
         _LOG.debug("TensorRT %s: %s", severity, text)
 
@@ -77,9 +79,12 @@ def refuse_overflow(lines: Iterable[Line]) -> None:
 
 
 def memory_skips(lines: Iterable[Line]) -> int:
-    """Messages about kernels that were passed over for want of memory: the engine may be slower
-    than it could be."""
-    return sum(bool(_NO_MEMORY.search(line.text)) for line in lines)
+    """Kernels that were passed over for want of memory: the engine may be slower than it could be.
+
+    TensorRT says up to three things of one; the line "Skipping tactic" comes once.
+    """
+    said = [line.text for line in lines if _NO_MEMORY.search(line.text)]
+    return sum(bool(_SKIPPED.search(text)) for text in said) or len(said)
 
 
 _speakers: list[tuple[Any, Any, "WeakSet[Log]"]] = []  # module, its logger, who listens

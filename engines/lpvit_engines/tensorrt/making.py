@@ -1,17 +1,20 @@
 """From a portable ONNX file to a plan with its manifest: prove each sparse layer, then build."""
 
-from collections.abc import Callable, Collection, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt.attention import count_attention
 from lpvit_engines.tensorrt.build import Built, build, deserialized
+from lpvit_engines.tensorrt.config import gpu_clocks
 from lpvit_engines.tensorrt.device import OpenDevice
+from lpvit_engines.tensorrt.graph import read_model
 from lpvit_engines.tensorrt.kept import MadePlan
 from lpvit_engines.tensorrt.library import load_tensorrt
 from lpvit_engines.tensorrt.log import Log, make_logger
@@ -23,6 +26,8 @@ from lpvit_engines.tensorrt.session import Session
 from lpvit_engines.tensorrt.sparse_layers import sparse_layers
 from lpvit_engines.tensorrt.sparsity import LayerProof, confirm, runs_dense
 from lpvit_engines.tensorrt.trials import prove
+
+_LOG = logging.getLogger(__name__)
 
 
 def make_plan(
@@ -71,33 +76,30 @@ def build_plan(
     win, alone or in the whole network, is built dense; without, TensorRT decides alone and the
     manifest says that nothing was compared.
     """
-    onnx = require("onnx")
-    content = onnx_path.read_bytes()
-    try:
-        portable = onnx.load_from_string(content)
-    except require("google.protobuf.message").DecodeError as error:
-        raise EngineError(f"{onnx_path} is not an ONNX file: {error}") from error
+    content, portable = read_model(onnx_path)
     ranges, ranges_sha256 = read_ranges(onnx_path) if precision == "int8" else (None, None)
     largest = None if ranges is None else ranges.largest
     maker = _Builder(device, on_step=on_step, cache=cache, ranges=largest, python_free=python_free)
     patterns = sparse_layers(portable)
-    proofs = tuple(maker.prove(portable, name, form) for name, form in patterns.items() if proven)
+    proofs = tuple(maker.proofs(portable, patterns)) if proven else ()
     built, confirmed = _settled(maker.whole, portable, patterns, proofs)
-    manifest = _manifest(content, built, maker.key, device, confirmed)
-    if patterns and not proven:
-        manifest = msgspec.structs.replace(manifest, proofs=None)
-    blocks = any(form != "2:4" and _kept(name, confirmed) for name, form in patterns.items())
-    manifest = msgspec.structs.replace(manifest, python_free=python_free or not blocks)
-    if largest is not None:
-        half = tuple(n for n in largest if patterns.get(n, "2:4") != "2:4" and _kept(n, confirmed))
-        manifest = msgspec.structs.replace(
-            manifest,
-            precision="int8",
-            ranges_sha256=ranges_sha256,
-            int8_layers=tuple(name for name in largest if name not in half),
-            half_layers=half,
-        )
-    return MadePlan(plan=built.plan, manifest=manifest)
+    blocks = [n for n, form in patterns.items() if form != "2:4" and _kept(n, confirmed)]
+    whole = {} if largest is None else {
+        "precision": "int8",
+        "ranges_sha256": ranges_sha256,
+        "int8_layers": tuple(name for name in largest if name not in blocks),
+        "half_layers": tuple(name for name in largest if name in blocks),
+    }  # fmt: skip
+    manifest = _manifest(
+        content,
+        built,
+        maker.key,
+        device,
+        proofs=None if patterns and not proven else confirmed,
+        python_free=python_free or not blocks,
+        attention=count_attention(portable, built.layers),
+    )
+    return MadePlan(plan=built.plan, manifest=msgspec.structs.replace(manifest, **whole))
 
 
 def _kept(layer: str, proofs: tuple[LayerProof, ...]) -> bool:
@@ -122,15 +124,13 @@ def _settled(
         dense = runs_dense(confirmed, built.layers) - losers
         if not dense:
             return built, confirmed
+        names = ", ".join(sorted(dense))
+        _LOG.warning("built once more, since they run dense in the whole network: %s", names)
         proofs = tuple(c if c.layer in dense else p for c, p in zip(confirmed, proofs, strict=True))
 
 
 def _manifest(
-    content: bytes,
-    built: Built,
-    key: DeviceKey,
-    device: OpenDevice,
-    proofs: tuple[LayerProof, ...],
+    content: bytes, built: Built, key: DeviceKey, device: OpenDevice, **given: Any
 ) -> PlanManifest:
     return PlanManifest(
         kind=plan_file.KIND,
@@ -143,8 +143,9 @@ def _manifest(
         strongly_typed=built.strongly_typed,
         sparsity=built.sparsity,
         memory_skips=built.memory_skips,
-        proofs=proofs,
         layers=built.layers,
+        gpu_clocks=gpu_clocks(),
+        **given,
     )
 
 
@@ -165,38 +166,39 @@ class _Builder:
         version = str(load_tensorrt().__version__)
         self.key = plan_file.device_key(device.calls, device.device, tensorrt=version)
 
-    def build(self, model: bytes, sparse_weights: bool, *, weak: bytes | None = None) -> Built:
+    def build(self, portable: Any, dense: Collection[str], sparse_weights: bool) -> Built:
+        """A network in the precision of this build, the layers in `dense` without sparse form."""
         key = self.key
+
+        def weak() -> bytes:
+            return bytes(tensorrt_copy(portable, dense=dense, half=False).SerializeToString())
+
         return build(
-            model,
+            tensorrt_copy(portable, dense=dense, ranges=self._ranges).SerializeToString(),
             sparse_weights=sparse_weights,
             free_bytes=self._device.calls.free_bytes(),
             device=f"{key.gpu}-{key.compute_capability}-{key.multiprocessors}",
-            weak=weak,
+            weak=weak if self._ranges is None else None,  # int8 has no weakly typed form here
             on_step=self._on_step,
             cache=self._cache,
             python_free=self._python_free,
         )
 
     def whole(self, portable: Any, patterns: dict[str, str], dense: frozenset[str]) -> Built:
-        """The whole network, the layers in `dense` without their sparse form."""
-        weak = None
-        if self._ranges is None:  # int8 has no weakly typed form here
-            weak = tensorrt_copy(portable, dense=dense, half=False).SerializeToString()
-        return self.build(
-            self.copy(portable, dense=dense).SerializeToString(),
-            any(form == "2:4" and name not in dense for name, form in patterns.items()),
-            weak=weak,
-        )
+        """The whole network, with SPARSE_WEIGHTS where a 2:4 layer is left."""
+        two_four = any(form == "2:4" and name not in dense for name, form in patterns.items())
+        return self.build(portable, dense, two_four)
 
-    def copy(self, portable: Any, *, dense: Collection[str] = ()) -> Any:
-        """The TensorRT copy in the precision of this build."""
-        return tensorrt_copy(portable, dense=dense, ranges=self._ranges)
+    def proofs(self, portable: Any, patterns: dict[str, str]) -> Iterator[LayerProof]:
+        """Each sparse layer against its dense twin; how far they are is a phase of its own."""
+        for done, (layer, pattern) in enumerate(patterns.items()):
+            self._tried(done, len(patterns))
+            yield prove(portable, layer, pattern, build_one=self.build, open_one=self.open)
+        self._tried(len(patterns), len(patterns))
 
-    def prove(self, portable: Any, layer: str, pattern: str) -> LayerProof:
-        return prove(
-            portable, layer, pattern, copy_one=self.copy, build_one=self.build, open_one=self.open
-        )
+    def _tried(self, done: int, total: int) -> None:
+        if self._on_step is not None:
+            self._on_step("layers against their dense twins", done, total)
 
     def open(self, built: Built) -> "LoadedPlan":
         return LoadedPlan(load_tensorrt(), self._device, built.plan)

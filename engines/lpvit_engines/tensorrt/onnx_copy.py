@@ -254,8 +254,10 @@ def _lowered(graph: Graph, node: Any, *, opset: int) -> list[Any] | None:
 def break_two_four(graph: Graph, layer: str, *, int8: bool = False) -> None:
     """Make a dense layer's weight fail the 2:4 test, in one group of four inputs.
 
-    In int8 it must still fail once it is rounded: one step of that output, then.
+    In int8 it must still fail once it is rounded: one step of that output, then. Raises EngineError
+    where the file has no such product.
     """
+    broken = False
     for node in graph.graph.node:
         if node.op_type in ("MatMul", "Gemm") and node.name in (layer, f"{layer}/{node.op_type}"):
             name = next((x for x in node.input if x in graph.arrays), None)
@@ -267,3 +269,9 @@ def break_two_four(graph: Graph, layer: str, *, int8: bool = False) -> None:
             step = np.abs(columns[:, 0]).max() / np.float32(127) if int8 else _NOT_ZERO
             columns[zeros, 0] = max(step, _NOT_ZERO)
             graph.replace(name, weight)
+            broken = True
+    if not broken:
+        raise EngineError(
+            f"layer {layer} is to run dense and the ONNX file has no product of that name; export "
+            "it again with lpvit build"
+        )

@@ -16,12 +16,13 @@ import msgspec
 
 from lpvit_edge.errors import DeviceMismatchError, FileFormatError
 from lpvit_engines.cuda.calls import Calls
+from lpvit_engines.tensorrt.attention import AttentionCount
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount
 
-KIND, FORMAT = "tensorrt-plan", 3
-# 1 knew float16 alone, 2 no types of layers.
-_READ_FORMATS = (1, 2, FORMAT)
+KIND, FORMAT = "tensorrt-plan", 4
+# 1 knew float16 alone, 2 no types of layers, 3 neither attention, clocks nor a comparison.
+_READ_FORMATS = (1, 2, 3, FORMAT)
 DEFAULT_PRECISION = "float16"
 
 
@@ -34,6 +35,15 @@ class DeviceKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     multiprocessors: int
     memory_gib: int
     tensorrt: str
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine's answers against those of another runtime, as shares of the largest one."""
+
+    reference: str  # "torch" or "onnxruntime" or "openvino"
+    inputs: int
+    error: float  # the largest difference
+    tolerance: float
 
 
 class PlanManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +66,9 @@ class PlanManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     int8_layers: tuple[str, ...] = ()
     half_layers: tuple[str, ...] = ()  # float16, because their block-sparse kernel is
     python_free: bool = False  # loads without this package; never claimed before format 2
+    attention: AttentionCount | None = None  # None before format 4
+    gpu_clocks: str = ""  # bounds at the build; empty for a card, and before format 4
+    compared: Compared | None = None  # None: its answers were compared with nothing
 
 
 def device_key(calls: Calls, device: int, *, tensorrt: str) -> DeviceKey:

@@ -33,6 +33,7 @@ class LayerProof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kernel: str  # that runs in the finished engine
     kept: bool
     reason: str | None = None  # why it was reverted to dense
+    memory_skips: int = 0  # kernels that its two trials passed over for want of memory
 
 
 def count(lines: Sequence[Line]) -> SparsityCount:
@@ -50,6 +51,7 @@ def verdict(
     sparse_ms: float,
     spread_ms: float,
     sparse_layers: Sequence[EngineLayer],
+    memory_skips: int = 0,
 ) -> LayerProof:
     """Keep a layer only if a sparse kernel ran in its trial and won by more than the scatter.
 
@@ -70,6 +72,7 @@ def verdict(
         kernel=kernel,
         kept=reason is None,
         reason=reason,
+        memory_skips=memory_skips,
     )
 
 
@@ -87,7 +90,8 @@ def confirm(
 
     A layer won alone, but TensorRT may decide otherwise in the whole network; then it is not kept
     and the reason says so. One whose name TensorRT lost was built sparse and is kept, with the
-    reason that nobody saw it; a 2:4 one is not where TensorRT says that it chose none.
+    reason that nobody saw it; a 2:4 one is not where TensorRT says that it chose none. One that was
+    reverted and runs a sparse kernel all the same has that in its reason.
     """
     return tuple(_confirmed(proof, tuple(built), counted) for proof in proofs)
 
@@ -107,6 +111,8 @@ def _confirmed(
         reason = "TensorRT chose a dense kernel for it in the whole network"
         if counted.chosen == 0:
             reason += f" (eligible {counted.eligible}, chosen 0)"
+    elif not proof.kept and sparse:
+        reason = f"{reason}; built dense, and a sparse kernel runs all the same"
     return msgspec.structs.replace(proof, kernel=kernel, kept=kept, reason=reason)
 
 

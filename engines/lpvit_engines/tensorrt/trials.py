@@ -1,6 +1,6 @@
 """Each sparse layer as a network of its own, sparse and dense, timed in turns on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from statistics import median
 from typing import Any
@@ -13,8 +13,8 @@ from lpvit_engines.tensorrt.sparsity import LayerProof, verdict
 
 _WARM_RUNS, _ROUNDS = 20, 200
 
-BuildOne = Callable[[bytes, bool], Built]  # (ONNX, with SPARSE_WEIGHTS)
-CopyOne = Callable[..., Any]  # tensorrt_copy, in the precision of the engine
+# (portable, layers to run dense, with SPARSE_WEIGHTS), in the precision of the engine
+BuildOne = Callable[[Any, Collection[str], bool], Built]
 OpenOne = Callable[[Built], AbstractContextManager[Session]]
 
 
@@ -53,7 +53,6 @@ def prove(
     layer: str,
     pattern: str,
     *,
-    copy_one: CopyOne,
     build_one: BuildOne,
     open_one: OpenOne,
 ) -> LayerProof:
@@ -63,8 +62,8 @@ def prove(
     """
     alone = layer_model(portable, layer)
     twins = {
-        "sparse": build_one(copy_one(alone).SerializeToString(), True),
-        "dense": build_one(copy_one(alone, dense=(layer,)).SerializeToString(), False),
+        "sparse": build_one(alone, (), True),
+        "dense": build_one(alone, (layer,), False),
     }
     with ExitStack() as stack:
         sessions = {name: stack.enter_context(open_one(twin)) for name, twin in twins.items()}
@@ -78,6 +77,7 @@ def prove(
         sparse_ms=middle["sparse"],
         spread_ms=spread,
         sparse_layers=twins["sparse"].layers,
+        memory_skips=sum(twin.memory_skips for twin in twins.values()),
     )
 
 
