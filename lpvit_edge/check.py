@@ -175,11 +175,13 @@ def relative_error(result: "NDArray[np.float32]", reference: "NDArray[np.float32
     return float(np.abs(result - reference).max() / np.abs(reference).max())
 
 
-def refuse_unequal(errors: dict[str, float], *, tolerance: float) -> None:
-    """Raise EngineError when a runtime does not compute what the torch model does."""
+def refuse_unequal(
+    errors: dict[str, float], *, tolerance: float, reference: str = "the torch model"
+) -> None:
+    """Raise EngineError when a runtime does not compute what the reference does."""
     for name, error in errors.items():
         if not error <= tolerance:
             raise EngineError(
-                f"{name} differs from the torch model by {error:.2e} of the largest logit "
-                f"(tolerance {tolerance:.0e}), so it must not be used. Report this with the file"
+                f"{name} differs from {reference} by {error:.2e} of the largest logit "
+                f"(tolerance {tolerance:.1e}), so it must not be used. Report this with the file"
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lpvit_edge import onnx_nodes
 from lpvit_edge.deps import require
-from lpvit_edge.errors import EngineError, ModelError
+from lpvit_edge.errors import ModelError
 from lpvit_edge.features import expose_features
 from lpvit_edge.files import replace_atomic
 from lpvit_edge.layers import Walk, example_images
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lpvit_engines.block_sparse import BlockSparseMatrix
+    from lpvit_engines.tensorrt.plan_file import Compared as PlanCompared
 
 
 class _SparseNode(nn.Module):
@@ -174,14 +175,12 @@ def compare_runtimes(
     images (n, 3, S, S). ONNX Runtime computes the sparse nodes through the function body, the
     engine through its own kernel. Raises EngineError when one is above the tolerance; TensorRT, and
     its float16 copy by ONNX Runtime, are held to what rounding in float16 explains. TensorRT's
-    engine is the one that `lpvit build` seals: it is built here, with its proof of sparsity. In
-    int8 it may be as far again from its int8 copy by ONNX Runtime as that is from float32.
+    engine is the one that `lpvit build` seals: it is built here, with its proof of sparsity, and
+    put in place once its answers are right. In int8 it may be as far again from its int8 copy by
+    ONNX Runtime as that is from float32, up to a limit.
     """
     from lpvit_edge.check import refuse_unequal, relative_error
-    from lpvit_edge.tensorrt_build import build_proven
-    from lpvit_engines import load_engine, resolve_precision
-    from lpvit_engines.tensorrt.plan_file import discard
-    from lpvit_engines.tensorrt.ranges import read_ranges
+    from lpvit_engines import load_engine
 
     with torch.no_grad():
         reference = torch.cat([model(image[None]) for image in images]).numpy()
@@ -189,30 +188,42 @@ def compare_runtimes(
     by_oracle = [session.run(None, {"images": image[None].numpy()})[0] for image in images]
     oracle = relative_error(np.concatenate(by_oracle), reference)
     refuse_unequal({"onnxruntime": oracle}, tolerance=tolerance)
-    bound = tolerance
     if engine == "tensorrt":
-        half, bound = _emulated(path, images)
-        error = relative_error(half, reference)  # before minutes of building
-        refuse_unequal({"the float16 copy": error}, tolerance=bound)
-        precision = resolve_precision(engine, precision)
-        if precision == "int8":
-            bound += 2.0 * (read_ranges(path)[0].error or 0.0)
-        build_proven(path, precision=precision, python_free=python_free)
+        built = _tensorrt(path, images, reference, precision=precision, python_free=python_free)
+        return Compared(
+            onnxruntime_error=oracle, engine_error=built.error, engine_tolerance=built.tolerance
+        )
     with load_engine(engine, path, threads=threads, precision=precision) as loaded:
         by_engine = [loaded.infer(image[None].numpy()).copy() for image in images]
     error = relative_error(np.concatenate(by_engine), reference)
-    try:
-        refuse_unequal({engine: error}, tolerance=bound)
-    except EngineError:
-        if engine == "tensorrt":  # the plan beside the file would be taken as proven
-            discard(path, precision)
-        raise
-    return Compared(onnxruntime_error=oracle, engine_error=error, engine_tolerance=bound)
+    refuse_unequal({engine: error}, tolerance=tolerance)
+    return Compared(onnxruntime_error=oracle, engine_error=error, engine_tolerance=tolerance)
 
 
-def _emulated(path: Path, images: Tensor) -> "tuple[NDArray[np.float32], float]":
-    """Answers of the float16 copy that TensorRT is given, and how far they may be off."""
-    from lpvit_engines.tensorrt.rounding import emulated, half_tolerance
+def _tensorrt(
+    path: Path,
+    images: Tensor,
+    reference: "NDArray[np.float32]",
+    *,
+    precision: str,
+    python_free: bool,
+) -> "PlanCompared":
+    """Build with proof, and hold the copy before it and the plan after it against torch."""
+    from lpvit_edge.check import refuse_unequal, relative_error
+    from lpvit_edge.tensorrt_build import build_proven
+    from lpvit_edge.tensorrt_compare import against
+    from lpvit_engines import resolve_precision
+    from lpvit_engines.tensorrt.ranges import read_ranges
+    from lpvit_engines.tensorrt.rounding import emulated, half_tolerance, int8_tolerance
 
     portable = require("onnx").load(path)
-    return emulated(portable, images.numpy()), half_tolerance(portable)
+    bound = half_tolerance(portable)
+    error = relative_error(emulated(portable, images.numpy()), reference)
+    refuse_unequal({"the float16 copy": error}, tolerance=bound)  # before minutes of building
+    precision = resolve_precision("tensorrt", precision)
+    if precision == "int8":
+        bound = int8_tolerance(bound, read_ranges(path)[0].error or 0.0)
+    judge = against(reference, images.numpy()[:, None], name="torch", tolerance=bound)
+    manifest = build_proven(path, precision=precision, python_free=python_free, judge=judge)
+    assert manifest.compared is not None
+    return manifest.compared

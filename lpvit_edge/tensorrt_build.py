@@ -3,35 +3,58 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from lpvit_edge.errors import EngineError, UnknownOptionError
 from lpvit_edge.progress import say
+from lpvit_edge.tensorrt_compare import against_portable
 
 if TYPE_CHECKING:
+    from lpvit_edge.tensorrt_compare import Judge
     from lpvit_engines.tensorrt.device import OpenDevice
+    from lpvit_engines.tensorrt.kept import MadePlan
     from lpvit_engines.tensorrt.plan_file import PlanManifest
 
 
 def build_proven(
-    onnx: Path, *, precision: str = "float16", python_free: bool = False
+    onnx: Path,
+    *,
+    precision: str = "float16",
+    python_free: bool = False,
+    judge: "Judge | None" = None,
 ) -> "PlanManifest":
     """Build the plan beside an ONNX file, each sparse layer timed against its dense twin first.
 
-    TensorRT's phases show as bars on stderr, and so does the table of the layers. A plan that was
-    built so from this very file on this device is taken as it is. int8 needs the ranges that
+    TensorRT's phases show as bars on stderr, and so does the table of the layers. The plan is put
+    in place once the `judge` took its answers; without one they are held against the ONNX file by
+    another runtime that is installed. A plan that was built and judged so from this very file on
+    this device is taken as it is; a judge that refuses it removes it. int8 needs the ranges that
     lpvit_edge.int8.calibrate leaves. With `python_free` the plan loads in trtexec and C++ too.
     """
+    from lpvit_engines.tensorrt import plan_file
+    from lpvit_engines.tensorrt.answers import answering
     from lpvit_engines.tensorrt.device import opened
     from lpvit_engines.tensorrt.kept import proven_plan
 
     with opened() as device, device.calls.current(device.context):
         kept = proven_plan(onnx, device, precision=precision, python_free=python_free)
-        if kept is not None:
-            return kept
-        manifest = _made(onnx, device, precision=precision, python_free=python_free)
+        if kept is not None and judge is None and kept.manifest.compared is not None:
+            return kept.manifest
+        judge = judge or against_portable(onnx, precision)
+        made = kept or _made(onnx, device, precision=precision, python_free=python_free)
+        manifest = made.manifest
+        if judge is not None:
+            try:
+                with answering(made.plan, device) as answer:
+                    manifest = msgspec.structs.replace(manifest, compared=judge(answer))
+            except EngineError:
+                if kept is not None:  # it would be taken as proven
+                    plan_file.discard(onnx, precision)
+                raise
+        plan_file.write(onnx, made.plan, manifest)
     show(manifest)
     return manifest
 
@@ -57,11 +80,21 @@ def build_file(onnx: Path, *, engine: str, precision: str, python_free: bool) ->
     kept = sum(proof.kept for proof in manifest.proofs or ())
     sparse = f"{kept} of {len(manifest.proofs or ())} sparse layers run sparse"
     path = plan_path(onnx, manifest.plan_sha256, chosen)
-    return f"{path}: {chosen}, {sparse}; its answers were compared with nothing here"
+    return f"{path}: {chosen}, {sparse}; {_compared(manifest)}"
 
 
-def _made(onnx: Path, device: "OpenDevice", **given: Any) -> "PlanManifest":
-    from lpvit_engines.tensorrt.making import make_plan
+def _compared(manifest: "PlanManifest") -> str:
+    found = manifest.compared
+    if found is None:
+        return "its answers were compared with nothing here"
+    return (
+        f"its answers differ from {found.reference}'s by {found.error:.1e} of the largest at most, "
+        f"on {found.inputs} inputs (tolerance {found.tolerance:.1e})"
+    )
+
+
+def _made(onnx: Path, device: "OpenDevice", **given: Any) -> "MadePlan":
+    from lpvit_engines.tensorrt.making import build_plan
 
     with _bars() as bars:
         tasks: dict[str, TaskID] = {}
@@ -71,7 +104,14 @@ def _made(onnx: Path, device: "OpenDevice", **given: Any) -> "PlanManifest":
                 tasks[phase] = bars.add_task(phase[:34], total=total)
             bars.update(tasks[phase], completed=done, total=total, visible=done < total)
 
-        return make_plan(onnx, device, proven=True, on_step=on_step, **given)
+        try:
+            return build_plan(onnx, device, proven=True, on_step=on_step, **given)
+        except KeyboardInterrupt:
+            say(
+                f"stopped: no plan of {onnx.name} was written, and one that was there before is as "
+                "it was. What was timed for layers that were done shortens the next build"
+            )
+            raise
 
 
 def _bars() -> Progress:
@@ -103,8 +143,18 @@ def show(manifest: "PlanManifest", console: Console | None = None) -> None:
         console.print(f"int8: {len(manifest.int8_layers)} linear layers")
     if manifest.half_layers:
         console.print(f"float16, as their block-sparse kernel: {', '.join(manifest.half_layers)}")
-    if manifest.memory_skips:
+    attention = manifest.attention
+    if attention is not None and attention.blocks:
+        console.print(f"attention: {attention.fused} of {attention.blocks} run as one kernel")
+        if attention.fused < attention.blocks:
+            say(
+                "TensorRT runs attention in parts, as products and softmax, which takes longer "
+                "than one kernel: see docs/tensorrt.md"
+            )
+    in_trials = sum(proof.memory_skips for proof in proofs)
+    if manifest.memory_skips or in_trials:
         say(
-            f"{manifest.memory_skips} kernels were passed over for want of memory: close other "
-            "programs and build again, the engine may become faster"
+            f"{manifest.memory_skips} kernels were passed over for want of memory, and {in_trials} "
+            "in the trials of layers: close other programs, delete the .plan.json and build again; "
+            "the engine may become faster"
         )

@@ -1,9 +1,10 @@
 """What several tests share: a tiny model with its images, as a user would have them."""
 
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -91,3 +92,29 @@ def subscriber(broker: "Broker") -> "Iterator[Subscriber]":
     subscriber = Subscriber(broker.port)
     yield subscriber
     subscriber.close()
+
+
+@pytest.fixture
+def trt_that_builds(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """A tensorrt module whose plans ONNX Runtime computes, on a fake driver."""
+    pytest.importorskip("onnxruntime")
+    from lpvit_engines.tensorrt.device import opened
+    from tests.cuda.fake_driver import compile_fake_driver
+    from tests.test_tensorrt_engine import Driver
+    from tests.trt.fake_builder import building_tensorrt
+
+    folder = tmp_path_factory.mktemp("driver")
+    driver = Driver(compile_fake_driver(folder, source="fake_runtime.c"))
+    driver.fail("cuStreamBeginCapture", 901)  # a fake graph would compute nothing
+    module = building_tensorrt()
+
+    def here(_: str = "") -> Any:
+        return opened(driver.path)
+
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
+    monkeypatch.setattr("lpvit_engines.tensorrt.device.opened", here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    return module

@@ -316,7 +316,7 @@ def test_the_table_says_what_is_int8_and_what_is_not() -> None:
 
     manifest: Any = SimpleNamespace(
         proofs=(), sparsity=SparsityCount(eligible=None, chosen=None), memory_skips=0,
-        int8_layers=("a", "b"), half_layers=("blocks.0.mlp.fc1",),
+        int8_layers=("a", "b"), half_layers=("blocks.0.mlp.fc1",), attention=None,
     )  # fmt: skip
     text = io.StringIO()
     show(manifest, Console(file=text, width=100))

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lpvit_edge.errors import EngineError
-from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.build import Built
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.making import _settled
@@ -107,33 +106,3 @@ def test_a_layer_that_wins_alone_but_runs_dense_in_the_network_is_rebuilt_dense_
     verdicts = {row[0]: row[-1] for row in table(confirmed)}
     assert verdicts["fc1"] == "kept"
     assert verdicts["fc2"].startswith("dense: TensorRT chose a dense kernel for it in the whole")
-
-
-def test_a_plan_whose_answers_are_refused_does_not_stay_as_a_proven_one(
-    tiny: tuple[Any, Path, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lpvit_edge.export import compare_runtimes
-
-    module, path, images = tiny
-    plan = path.with_name(f"{path.stem}.0123456789ab.plan")
-    beside = plan_file.manifest_path(path)
-
-    def built(*_: Any, **__: Any) -> None:
-        plan.write_bytes(b"plan")
-        beside.write_text("{}")
-
-    class Wrong:
-        def __enter__(self) -> "Wrong":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def infer(self, x: Any) -> Any:
-            return np.zeros((1, 3), np.float32)
-
-    monkeypatch.setattr("lpvit_edge.tensorrt_build.build_proven", built)
-    monkeypatch.setattr("lpvit_engines.load_engine", lambda *_, **__: Wrong())
-    with pytest.raises(EngineError, match="tensorrt differs from the torch model"):
-        compare_runtimes(module, path, images, engine="tensorrt", threads=1, tolerance=1e-3)
-    assert not plan.exists()
-    assert not beside.exists()

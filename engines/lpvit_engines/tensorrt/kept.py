@@ -33,8 +33,8 @@ def kept_plan(onnx_path: Path, device: OpenDevice, *, precision: str) -> MadePla
 
 def proven_plan(
     onnx_path: Path, device: OpenDevice, *, precision: str, python_free: bool
-) -> PlanManifest | None:
-    """What is known of the plan beside an ONNX file, if its layers were compared on this device.
+) -> MadePlan | None:
+    """The plan beside an ONNX file, if its layers were compared on this device.
 
     With `python_free` one that calls Python does not count.
     """
@@ -44,4 +44,4 @@ def proven_plan(
         return None
     if kept is None or kept.manifest.proofs is None:
         return None
-    return None if python_free and not kept.manifest.python_free else kept.manifest
+    return None if python_free and not kept.manifest.python_free else kept
