@@ -43,7 +43,7 @@ def calibrate(onnx: Path, images: "NDArray[np.float32]") -> "Ranges":
 
     found = find_ranges(onnx, images, steps=steps)
     with working(f"int8: {onnx.name} against float32 by ONNX Runtime"):
-        single = _answers(onnx, images)
+        single = answers(onnx, images)
         whole = emulated(require("onnx").load(onnx), images, ranges=found.largest)
     agreement = float((whole.argmax(1) == single.argmax(1)).mean())
     error = relative_error(whole, single)
@@ -59,6 +59,7 @@ def calibrate(onnx: Path, images: "NDArray[np.float32]") -> "Ranges":
     return kept
 
 
-def _answers(onnx: Path, images: "NDArray[np.float32]") -> "NDArray[np.float32]":
+def answers(onnx: Path, images: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """First output (n, classes) of a portable file by ONNX Runtime, for images (n, 3, S, S)."""
     session = require("onnxruntime").InferenceSession(onnx, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, {"images": image[None]})[0] for image in images])
