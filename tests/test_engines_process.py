@@ -154,3 +154,30 @@ def test_a_library_of_another_interface_is_refused_before_it_computes_nonsense(
     monkeypatch.setattr(native_library, "_FOLDER", tmp_path)
     with pytest.raises(EnvironmentUnfitError, match=found):
         native_library.library.__wrapped__()
+
+
+def test_threads_may_run_on_any_core_while_they_compute(model: Path) -> None:
+    """A thread bound to the core of another engine's would wait for it."""
+    code = """
+import os, pathlib, threading
+import numpy as np
+from lpvit_engines import load_engine
+own, others = os.sched_getaffinity(0), set()
+with load_engine("openvino", pathlib.Path(sys.argv[1]), threads=1) as engine:
+    x = np.zeros(engine.input_shape, np.float32)
+    def work():
+        for _ in range(20):
+            engine.infer(x)
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        for task in os.listdir("/proc/self/task"):
+            try:
+                others.add(frozenset(os.sched_getaffinity(int(task))))
+            except ProcessLookupError:
+                pass
+print([sorted(cores) for cores in others - {frozenset(own)}])
+"""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core holds every thread")
+    assert run_python(code, str(model)) == "[]"

@@ -150,6 +150,9 @@ def settings(threads: int | None, *, precision: Precision = "float32") -> dict[s
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "NUM_STREAMS": 1,
+        # Bound to cores, the first thread of every engine in every process would share one: two
+        # engines then take turns (benchmarks/cpu_two_engines.py). Alone neither way is faster.
+        "ENABLE_CPU_PINNING": False,
     }
     if threads is not None:
         chosen["INFERENCE_NUM_THREADS"] = threads
