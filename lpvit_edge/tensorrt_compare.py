@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Judge: TypeAlias = Callable[[Answer], Compared]
 
 _NOISE = 4  # inputs
+_REMEDY = "pip install onnxruntime, then run this again"
 
 
 def against(
@@ -67,7 +68,8 @@ def against_portable(onnx: Path, precision: str) -> "Judge | None":
             return by_runtime(portable, onnx, noise, precision)
         except MissingDependencyError as error:
             missing.append(str(error))
-    say(f"the engine's answers will be compared with nothing. {missing[0]}")
+    why = missing[0].partition(" To get it")[0]  # which would bring torch, too
+    say(f"the engine's answers are compared with nothing: {why} To have them compared: {_REMEDY}")
     return None
 
 

@@ -1,5 +1,6 @@
 """A plan is put in place once its answers are those of another runtime."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from lpvit_edge import tensorrt_compare
-from lpvit_edge.errors import EngineError, MissingDependencyError
+from lpvit_edge.errors import EngineError
 from lpvit_edge.tensorrt_build import build_file, build_proven
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.plan_file import Compared
@@ -87,18 +87,22 @@ def test_an_engine_that_answers_nothing_is_refused_by_a_file_alone(
 def test_without_another_runtime_it_is_said_that_nothing_was_compared(
     trt: Any, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent(*_: Any, **__: Any) -> Any:
-        raise MissingDependencyError("cannot import onnxruntime")
+    def built() -> str:
+        return build_file(model, engine="tensorrt", precision="fp16", python_free=False)
 
-    monkeypatch.setattr(tensorrt_compare, "_by_onnxruntime", absent)
-    said = build_file(model, engine="tensorrt", precision="fp16", python_free=False)
-    assert "differ from openvino's by" in said
+    onnxruntime = sys.modules["onnxruntime"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "differ from openvino's by" in built()
     plan_file.discard(model)
-    monkeypatch.setattr(tensorrt_compare, "_by_openvino", absent)
-    said = build_file(model, engine="tensorrt", precision="fp16", python_free=False)
-    assert said.endswith("its answers were compared with nothing here")
-    assert "compared with nothing. cannot import onnxruntime" in capsys.readouterr().err
-    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert built().endswith("its answers were compared with nothing here")
+    said = capsys.readouterr().err
+    assert "compared with nothing: cannot import onnxruntime" in said
+    assert "To have them compared: pip install onnxruntime, then run this again" in said
+    monkeypatch.setitem(sys.modules, "onnxruntime", onnxruntime)
+    builds = len(trt.configs)
+    assert "differ from onnxruntime's by" in built()  # the plan that is there
+    assert len(trt.configs) == builds
 
 
 def test_an_int8_that_is_coarse_does_not_excuse_a_wrong_engine() -> None:
