@@ -104,10 +104,24 @@ class BundleStore:
             )
         return True
 
-    def note_dense(self, reason: str) -> None:
-        """The dense bundle runs from now on, after a restart too, until one is installed."""
+    def note_dense(self, name: str, reason: str) -> bool:
+        """The dense bundle runs in the place of `name` until one is installed, after a restart too.
+
+        False where another bundle has become current meanwhile: that one is to run.
+        """
         with self._locked():
-            self._save(msgspec.structs.replace(self.record(), on_dense=reason[:500]))
+            record = self.record()
+            if record.current != name:
+                return False
+            self._save(msgspec.structs.replace(record, on_dense=reason[:500]))
+        return True
+
+    def leave_dense(self, reason: str) -> None:
+        """Make `current` the bundle to run again in place of the dense one; `reason` is kept."""
+        with self._locked():
+            record = self.record()
+            left = {**record.left, **({record.dense: reason[:500]} if record.dense else {})}
+            self._save(msgspec.structs.replace(record, on_dense=None, left=left))
 
     def _copy(self, source: Path, name: str, prove: Callable[[Bundle], object]) -> None:
         incoming = self.folder / "incoming"

@@ -72,5 +72,4 @@ def frame(number: int, *, verdict: Verdict = "ok", total_ms: float = 9.0) -> Fra
         action="pass" if verdict == "ok" else "reject",
         latency=StageLatency(wait_ms=1.0, infer_ms=6.0, total_ms=total_ms),
         label=verdict,
-        dropped=number // 10,
     )

@@ -180,22 +180,6 @@ def test_a_gap_in_the_readings_is_not_counted_as_energy(source: ToldSource) -> N
     assert after.energy_j - before.energy_j < 4.0  # 8 J went by in the gap
 
 
-def test_the_parts_of_a_frame_s_energy_add_up_or_say_why_not(source: ToldSource) -> None:
-    source.power_mw = 4000.0
-    with hub_of(source, engine={"engine": "x"}, model_energy=(0.01, None)) as hub:
-        until(lambda: hub.power.mean_w(seconds=10) is not None)
-        hub.publish_frame(frame(0), None, None)  # idle was 4 W
-        source.power_mw = 9000.0
-        until(lambda: (hub.power.mean_w(seconds=0.4) or 0) > 8)
-        for number in range(1, 40):
-            hub.publish_frame(frame(number), None, None)
-        energy = hub.now().energy
-    assert energy.model_j == 0.01
-    parts = [part for part in (energy.idle_j, energy.model_j, energy.capture_j) if part is not None]
-    assert len(parts) == 3
-    assert sum(parts) == pytest.approx(energy.gross_j)
-
-
 def test_other_names_are_refused_on_loopback(page: Dashboard) -> None:
     for host in ("evil.example", "evil.example:9310", ""):
         assert ask(page, "/api/now", Host=host)[0] == 421

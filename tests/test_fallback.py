@@ -15,13 +15,11 @@ from lpvit_edge.drift.monitor import RetrainRequest
 from lpvit_edge.drift.reference import build_reference, gather, save_reference
 from lpvit_edge.errors import FileFormatError
 from lpvit_edge.images import preprocessed
-from lpvit_edge.line import swap as swap_module
 from lpvit_edge.line.bundles import Bundles, OneBundle
 from lpvit_edge.line.config import line_config
 from lpvit_edge.line.line import Line
 from lpvit_edge.line.stored_bundles import StoredBundles
 from lpvit_edge.line.watched import watch_drift, watched
-from lpvit_edge.proof import proven_engine
 from lpvit_edge.store import BundleStore
 from lpvit_engines.fake import FakeEngine
 from tests.line_bundle import PREPROCESS, make_bundle
@@ -79,6 +77,7 @@ def run_into_drift(bundles: Bundles, tmp_path: Path) -> tuple[Line, list[dict[st
         line.start()
 
         def settled() -> bool:
+            bundles.look(line)
             return any(e["kind"] == "bundle" for e in events_of(line))
 
         run_until(line, lambda: settled() and line.summary().frames == 200)
@@ -123,7 +122,7 @@ def test_the_bundle_that_a_red_alarm_left_comes_back_when_it_is_installed_again(
         bundles.look(line)
         return line.bundle.version == version
 
-    bundles.fall_back(line, "red drift alarm")
+    bundles.fall_back(line, "red drift alarm", of=line.bundle)
     run_until(line, lambda: runs(dense.version))
     store.install(watched_bundle.folder, prove)  # the lamp was mended
     run_until(line, lambda: runs(watched_bundle.version))
@@ -140,7 +139,8 @@ def test_red_falls_back_to_the_bundle_that_the_rules_name(
     assert line.bundle.version == dense.version
     offered: list[object] = []
     monkeypatch.setattr(line.swap, "offer", lambda *offer: offered.append(offer))
-    bundles.fall_back(line, "red again, from the dense engine's own reference")
+    bundles.fall_back(line, "red again, from the dense engine's own reference", of=line.bundle)
+    bundles.look(line)
     assert not offered
 
 
@@ -182,43 +182,6 @@ def test_a_fallback_that_is_no_bundle_is_refused_at_the_start(
     assert "with --store the denser bundle is the store's" in stored.stderr
 
 
-@pytest.mark.parametrize("kind", ["store", "folder"])
-def test_a_fall_back_that_finds_another_bundle_being_proven_waits_for_it_and_is_told(
-    kind: str, watched_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dense = make_bundle(tmp_path / "b" / "dense", network=b"dense")
-    newer = make_bundle(tmp_path / "c" / "newer", network=b"newer")
-    bundles: Bundles = OneBundle(watched_bundle.folder, fallback=dense.folder)
-    if kind == "store":
-        store = BundleStore(tmp_path / "store")
-        store.install(watched_bundle.folder, prove)
-        store.install(dense.folder, prove, role="dense")
-        bundles = StoredBundles(store)
-    line = Line(bundles.begin(), folder_config(tmp_path))
-    line.start()
-    release = threading.Event()
-
-    def slow(*args: Any, **options: Any) -> Any:
-        release.wait(15.0)
-        return proven_engine(*args, **options)
-
-    monkeypatch.setattr(swap_module, "proven_engine", slow)
-    assert line.swap.offer(newer, "it was installed")
-    bundles.fall_back(line, "red drift alarm")
-    bundles.look(line)
-    release.set()
-
-    def runs(version: str) -> bool:
-        bundles.look(line)
-        return line.bundle.version == version
-
-    run_until(line, lambda: runs(dense.version))
-    texts = [event["text"] for event in events_of(line) if event["kind"] == "bundle"]
-    waits = "the denser bundle waits until another one is proven: red drift alarm"
-    assert texts.count(waits) == 1
-    line.close()
-
-
 def test_a_line_does_not_wait_for_the_note_that_it_fell_back(
     watched_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,8 +193,9 @@ def test_a_line_does_not_wait_for_the_note_that_it_fell_back(
     line = Line(bundles.begin(), folder_config(tmp_path))
     line.start()
     release = threading.Event()
-    monkeypatch.setattr(store, "note_dense", lambda reason: release.wait(15.0))
-    bundles.fall_back(line, "red drift alarm")
+    monkeypatch.setattr(store, "note_dense", lambda name, reason: release.wait(15.0))
+    bundles.fall_back(line, "red drift alarm", of=line.bundle)
+    bundles.look(line)
     run_until(line, lambda: line.bundle.version == dense.version)
     put(tmp_path / "in", pictures(1, 3, level=100), name="part")
     run_until(line, lambda: line.summary().frames == 1)
@@ -248,7 +212,7 @@ def test_a_store_that_cannot_be_read_is_told_and_ends_no_thread(
     bundles = StoredBundles(store)
     line = Line(bundles.begin(), folder_config(tmp_path))
     (store.folder / "store.json").write_text("{")
-    bundles.fall_back(line, "red drift alarm")
+    bundles.fall_back(line, "red drift alarm", of=line.bundle)
     (event,) = (event for event in events_of(line) if event["kind"] == "bundle")
     assert event["severity"] == "alarm"
     assert "no way back to a denser bundle" in event["text"]

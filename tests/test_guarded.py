@@ -172,7 +172,7 @@ def test_an_error_of_a_library_while_a_bundle_is_proven_is_told_and_refuses_it(
     refused: list[str] = []
     monkeypatch.setattr(swap_module, "proven_engine", broken)
     swap = Swap(folder_config(tmp_path), lambda kind, text, severity: events.append(text))
-    assert swap.offer(bundle, "it was installed", refused=refused.append)
+    assert swap.offer(lambda: bundle, "it was installed", refused=refused.append)
     wait_for(lambda: bool(refused))
     assert "unexpected KeyError" in refused[0]
     assert refused[0] in events[0]

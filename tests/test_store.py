@@ -249,17 +249,20 @@ def test_a_line_notes_its_fall_back_while_an_installation_is_proven(
 ) -> None:
     newest = make_bundle(tmp_path / "e" / "f", network=b"newest")
     noted: list[str | None] = []
+    running = store.open("current").folder.name
 
     def slow(bundle: Bundle) -> None:
-        noting = threading.Thread(target=lambda: store.note_dense("red"))
+        noting = threading.Thread(target=lambda: store.note_dense(running, "red"))
         noting.start()
         noting.join(10.0)
         noted.append(store.record().on_dense)
         prove(bundle)
 
     store.install(newest.folder, slow)
+    running = store.open("current").folder.name
     store.install(newest.folder, slow)  # once copied, and once where it lies already
     assert noted == ["red", "red"]
+    assert not store.note_dense("another", "red")
     assert store.record().on_dense is None  # what was installed last runs
     assert store.open("current").version == newest.version
 

@@ -23,7 +23,6 @@ class FrameCounters:
 
     def __init__(self) -> None:
         self.total = 0
-        self.dropped = 0
         self._verdicts: Counter[str] = Counter()
         self._labels: Counter[str] = Counter()
         self._recent: deque[tuple[float, ...]] = deque(maxlen=_RECENT)
@@ -34,7 +33,6 @@ class FrameCounters:
     def add(self, record: "FrameRecord", *, at_s: float) -> None:
         """One frame, decided at `at_s` on a monotonic clock."""
         self.total += 1
-        self.dropped = max(self.dropped, record.dropped)
         self._verdicts[record.verdict] += 1
         if record.label is not None and (
             record.label in self._labels or len(self._labels) < _MOST_LABELS
@@ -48,11 +46,11 @@ class FrameCounters:
         self._recent.append((latency.total_ms, *(np.nan if ms is None else ms for ms in stages)))
         self._bucket(latency.total_ms / 1000)
 
-    def frames(self, *, now_s: float) -> FramesNow:
+    def frames(self, *, now_s: float, dropped: int) -> FramesNow:
         return FramesNow(
             total=self.total,
             per_s=self._rate(now_s),
-            dropped=self.dropped,
+            dropped=dropped,
             verdicts=dict(self._verdicts),
             labels=dict(self._labels),
             age_s=now_s - self._times_s[-1] if self._times_s else None,

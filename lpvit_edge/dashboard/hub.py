@@ -15,11 +15,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from lpvit_edge.dashboard.counters import FrameCounters
+from lpvit_edge.dashboard.frame_energy import frame_energy
+from lpvit_edge.dashboard.identity import CheckedEnergy
 from lpvit_edge.dashboard.power import PowerMonitor
 from lpvit_edge.dashboard.snapshot import (
     DriftNow,
     EventNow,
-    FrameEnergy,
+    FramesNow,
     ShadowNow,
     Snapshot,
 )
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 _QUEUED = 64
 _EVENTS = 50
 _NO_LINE = "no line is running here"
+_UNCHECKED = CheckedEnergy(reason=_NO_LINE)
+_QUIET_S = 10.0  # without a frame, before the power counts as idle
+_SETTLING_S = 2.0  # at the beginning of such a time
+_IDLE_S = 30.0  # that the idle power is a mean of, at most
 
 
 class Watcher(Protocol):
@@ -67,16 +73,17 @@ class Hub:
         device: Mapping[str, str],
         power: PowerMonitor,
         engine: Mapping[str, str] | None = None,
-        model_energy: tuple[float | None, str | None] = (None, "no line is running here"),
+        checked: CheckedEnergy = _UNCHECKED,
         watcher: Watcher | None = None,
         root: Path = Path("/"),
     ) -> None:
         self._device = dict(device)
         self._engine = None if engine is None else dict(engine)
-        self._model_j, self._model_reason = model_energy
+        self._checked = checked
         self.power = power
         self.watcher = watcher
         self.shadow: Callable[[], ShadowNow] | None = None
+        self.dropped: Callable[[], int] | None = None  # where a line runs
         self.failed: Callable[[str], None] = (
             self._say_failed
         )  # told that the watch ended with an unexpected error
@@ -87,6 +94,7 @@ class Hub:
         self._events: deque[EventNow] = deque(maxlen=_EVENTS)
         self._event_counts: Counter[str] = Counter()
         self._idle_w: float | None = None
+        self._quiet_since_s: float | None = None
         self._not_watched = 0
         self._queue: queue.Queue[
             tuple[FrameRecord, NDArray[np.float32] | None, NDArray[np.uint8] | None] | None
@@ -119,10 +127,10 @@ class Hub:
         image: "NDArray[np.uint8] | None",
     ) -> None:
         """One decided frame; see TelemetryHub. Returns at once."""
+        now_s = time.monotonic()
         with self._lock:
-            if not self._counters.total:
-                self._idle_w = self.power.mean_w(seconds=30.0)  # what it drew without any work
-            self._counters.add(record, at_s=time.monotonic())
+            self._note_idle(now_s)
+            self._counters.add(record, at_s=now_s)
         if self.watcher is None:
             return
         try:
@@ -139,12 +147,26 @@ class Hub:
             )
             self._event_counts[severity] += 1
 
-    def show_engine(
-        self, engine: Mapping[str, str] | None, model_energy: tuple[float | None, str | None]
-    ) -> None:
+    def waits(self) -> None:
+        """The line is ready for its first frame: what is drawn from now on is idle power."""
+        self._quiet_since_s = time.monotonic()
+
+    def _note_idle(self, now_s: float) -> None:
+        """What was drawn before this frame, where none came for long enough."""
+        since_s, self._quiet_since_s = self._quiet_since_s, now_s
+        if since_s is not None and now_s - since_s >= _QUIET_S:
+            quiet_s = min(now_s - since_s - _SETTLING_S, _IDLE_S)
+            self._idle_w = self.power.mean_w(seconds=quiet_s)
+
+    def show_engine(self, engine: Mapping[str, str] | None, checked: CheckedEnergy) -> None:
         """Another bundle took over: what the page says of the engine."""
         self._engine = None if engine is None else dict(engine)
-        self._model_j, self._model_reason = model_energy
+        self._checked = checked
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """From now on, another one looks at the frames; None where nobody can."""
+        self.watcher = watcher
+        self._failure = None
 
     def now(self) -> Snapshot:
         """Everything that is known at this moment."""
@@ -153,8 +175,7 @@ class Hub:
         now_s = time.monotonic()
         power, conditions = self.power.now(), self.power.conditions()
         with self._lock:
-            has_line = self._counters.total > 0
-            frames = self._counters.frames(now_s=now_s) if has_line else None
+            frames = self._frames(now_s)
             latency = self._counters.latency()
             events, counts = tuple(self._events), dict(self._event_counts)
             not_watched = self._not_watched
@@ -169,7 +190,13 @@ class Hub:
             device=self._device,
             engine=self._engine,
             power=power,
-            energy=self._energy(0.0 if frames is None else frames.per_s, stale=power.stale),
+            energy=frame_energy(
+                power_w=None if power.stale else self.power.mean_w(seconds=10.0),
+                scope=power.scope,
+                per_s=0.0 if frames is None else frames.per_s,
+                idle_w=self._idle_w,
+                checked=self._checked,
+            ),
             latency=latency,
             frames=frames,
             drift=drift,
@@ -185,6 +212,12 @@ class Hub:
             own_cpu_share=self._cpu_share(now_s),
         )
 
+    def _frames(self, now_s: float) -> FramesNow | None:
+        """What was counted; None where no line runs."""
+        if self.dropped is not None:
+            return self._counters.frames(now_s=now_s, dropped=self.dropped())
+        return self._counters.frames(now_s=now_s, dropped=0) if self._counters.total else None
+
     def _drift(self, not_watched: int) -> tuple[DriftNow | None, str | None]:
         if self.watcher is None:
             without = "this line runs without a drift watch" if self._engine else _NO_LINE
@@ -198,29 +231,6 @@ class Hub:
         if self.watcher is None:
             return None, "no dense engine runs beside this line" if self._engine else _NO_LINE
         return self.watcher.shadow_now()
-
-    def _energy(self, per_s: float, *, stale: bool) -> FrameEnergy:
-        power_w = None if stale else self.power.mean_w(seconds=10.0)
-        if per_s <= 0.0:
-            return FrameEnergy(reason="no frames at the moment")
-        if power_w is None:
-            return FrameEnergy(reason="power is not measured here")
-        gross_j = power_w / per_s
-        idle_j = None if self._idle_w is None else self._idle_w / per_s
-        model_j = self._model_j
-        rest_j = None
-        reason = None
-        if idle_j is None:
-            reason = "the idle power is unknown: the line ran before the sensor was read"
-        elif model_j is None:
-            reason = self._model_reason
-        elif gross_j - idle_j - model_j < 0:
-            reason = "idle and the checked model together exceed what is measured now"
-        else:
-            rest_j = gross_j - idle_j - model_j
-        return FrameEnergy(
-            gross_j=gross_j, idle_j=idle_j, model_j=model_j, capture_j=rest_j, reason=reason
-        )
 
     def _cpu_share(self, now_s: float) -> float | None:
         """Of one core, since the last time somebody asked a second or more ago."""
@@ -238,9 +248,10 @@ class Hub:
             try:
                 watcher.see(*item)
             except Exception as error:  # its state is unknown now: no level is better than an old
-                self._failure = f"the drift watch ended: {type(error).__name__}: {error}"[:500]
-                self.watcher = None
-                self.failed(self._failure)
+                if self.watcher is watcher:
+                    self._failure = f"the drift watch ended: {type(error).__name__}: {error}"[:500]
+                    self.watcher = None
+                    self.failed(self._failure)
 
     def _say_failed(self, text: str) -> None:
         self.publish_event("drift", text, "alarm", time.time())

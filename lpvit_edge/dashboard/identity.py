@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
+
+from lpvit_edge import files
+from lpvit_edge.bundle import Bundle
 from lpvit_edge.errors import FileFormatError
+from lpvit_edge.records import Check, Manifest
 
 
 def device_identity(root: Path = Path("/")) -> dict[str, str]:
@@ -28,9 +33,6 @@ def device_identity(root: Path = Path("/")) -> dict[str, str]:
 
 def engine_identity(bundle: Path) -> dict[str, str] | None:
     """What manifest.json says of a bundle's engine; None where there is no manifest."""
-    from lpvit_edge import files
-    from lpvit_edge.records import Manifest
-
     if not (bundle / "manifest.json").is_file():
         return None
     manifest = files.load(Manifest, bundle / "manifest.json")
@@ -45,18 +47,33 @@ def engine_identity(bundle: Path) -> dict[str, str] | None:
     }
 
 
-def checked_energy_j(bundle: Path) -> tuple[float | None, str | None]:
-    """Energy of one inference in J from the bundle's check, and why there is none."""
-    from lpvit_edge import files
-    from lpvit_edge.records import Check
+class CheckedEnergy(msgspec.Struct, frozen=True, kw_only=True):
+    """What `check` measured of one inference on this device, or why there is nothing.
 
+    `gross_j` holds what the device draws anyway during `latency_s`. `scope` is what was measured.
+    """
+
+    gross_j: float | None = None
+    latency_s: float | None = None
+    scope: str | None = None
+    reason: str | None = None
+
+
+def checked_energy(bundle: Bundle) -> CheckedEnergy:
+    """From the bundle's check.json; one of another model, or an estimate, is none."""
     try:
-        check = files.load(Check, bundle / "check.json")
-    except FileFormatError as error:
-        return None, f"no check of this engine: {error}"
+        check = files.load(Check, bundle.path("check.json"))
+    except (FileFormatError, OSError) as error:
+        return CheckedEnergy(reason=f"no check of this engine: {error}"[:500])
+    if check.onnx_sha256 != bundle.manifest.onnx_sha256:
+        return CheckedEnergy(reason="the check is of another model; run `lpvit check`")
     energy = check.sparse.energy
     if energy.per_image_mj is None:
-        return None, energy.reason or "the check measured no energy"
+        return CheckedEnergy(reason=energy.reason or "the check measured no energy")
     if energy.quality == "estimated":
-        return None, "the check's energy is an estimate, not a measurement"
-    return energy.per_image_mj / 1000, None
+        return CheckedEnergy(reason="the check's energy is an estimate, not a measurement")
+    return CheckedEnergy(
+        gross_j=energy.per_image_mj / 1000,
+        latency_s=check.sparse.latency.median_ms / 1000,
+        scope=energy.scope,
+    )

@@ -41,9 +41,9 @@ class Power(Part, frozen=True, kw_only=True):
 class FrameEnergy(Part, frozen=True, kw_only=True):
     """Energy of one frame in joules, each part with where it comes from or why it is missing.
 
-    `gross_j` is the mean power over the frame rate; `idle_j` what the device drew before the first
-    frame, over the frame rate; `model_j` the engine's own, from the check on this device;
-    `capture_j` is what remains: camera, preprocessing, verdicts.
+    `gross_j` is the mean power over the frame rate; `idle_j` what the device drew while no frame
+    came, over the frame rate; `model_j` what the engine adds to that, from the check on this
+    device; `capture_j` is what remains: camera, preprocessing, verdicts.
     """
 
     gross_j: float | None = None

@@ -1,19 +1,18 @@
 """Where a line has its bundle from, and the way back to a denser one."""
 
-import time
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from lpvit_edge.bundle import Bundle, open_bundle, refuse_other_device
-from lpvit_edge.errors import LpvitEdgeError, UnknownOptionError
+from lpvit_edge.errors import UnknownOptionError
 
 if TYPE_CHECKING:
     from lpvit_edge.line.line import Line
-
-LOOK_S = 1.0  # between two looks at store.json
 
 
 class Bundles(Protocol):
@@ -39,8 +38,8 @@ class Bundles(Protocol):
         """Called between frames."""
         ...
 
-    def fall_back(self, line: "Line", reason: str) -> None:
-        """Offer the denser bundle to the line."""
+    def fall_back(self, line: "Line", reason: str, *, of: Bundle) -> None:
+        """Leave the bundle `of` for the denser one; another thread than the line's may call."""
         ...
 
     def beside(self, named: str) -> Bundle:
@@ -66,35 +65,33 @@ def for_this_device(bundle: Bundle, *, other_device: bool, rebuild: bool) -> Bun
 
 
 class Wish:
-    """To fall back on the denser bundle, kept until the line has room to prove it.
-
-    Asked for in the hub's thread, granted in the line's.
-    """
+    """To leave a bundle for the denser one: asked for in any thread, granted in the line's."""
 
     def __init__(self) -> None:
-        self._reason: str | None = None
-        self._asked_s = 0.0
+        self._lock = threading.Lock()
+        self._asked: tuple[str, Bundle] | None = None  # why, and which bundle is to be left
+        self._told = False
 
-    def ask(self, line: "Line", reason: str, offer: Callable[[], bool]) -> None:
-        """Offer it now; where another bundle is being proven, say so and keep the wish."""
-        if offer():
-            self._reason = None
-            return
-        if self._reason is None:
-            text = f"the denser bundle waits until another one is proven: {reason}"
-            line.settlement.event("bundle", text, "warning")
-        self._reason, self._asked_s = reason, time.monotonic()
+    def ask(self, reason: str, of: Bundle) -> None:
+        with self._lock:
+            self._asked, self._told = (reason, of), False
 
-    def due(self) -> str | None:
-        """Why to try again now, None where nothing is wished or it was tried just before."""
-        reason = self._reason
-        if reason is None or time.monotonic() - self._asked_s < LOOK_S:
-            return None
-        return reason
-
-    def forget(self) -> None:
-        """It runs, or cannot."""
-        self._reason = None
+    def grant(self, line: "Line", offer: Callable[[str], bool]) -> None:
+        """Offer it as soon as the line has room, unless the bundle was left already."""
+        with self._lock:
+            if self._asked is None:
+                return
+            reason, of = self._asked
+            if line.bundle.folder != of.folder:
+                self._asked = None
+                text = f"no denser bundle is needed, {line.bundle.version} took over: {reason}"
+                line.settlement.event("bundle", text, "info")
+            elif offer(reason):
+                self._asked = None
+            elif not self._told:
+                self._told = True
+                text = f"the denser bundle waits until another one is proven: {reason}"
+                line.settlement.event("bundle", text, "warning")
 
 
 class OneBundle:
@@ -130,24 +127,17 @@ class OneBundle:
         return False
 
     def look(self, line: "Line") -> None:
-        """Nothing is installed here, but a way back may still be waiting."""
-        if (reason := self._wish.due()) is not None:
-            self.fall_back(line, reason)
+        """Nothing is installed here, but a way back may be wished."""
+        if self._fallback is not None:
+            opened = partial(self._opened, self._fallback)
+            self._wish.grant(line, lambda reason: line.swap.offer(opened, reason))
 
-    def fall_back(self, line: "Line", reason: str) -> None:
-        """Offer the bundle that the rules name, until the next start."""
+    def fall_back(self, line: "Line", reason: str, *, of: Bundle) -> None:
+        """Go over to the bundle that the rules name, until the next start."""
         if self._fallback is None:
             line.settlement.event("bundle", _NO_DENSE, "alarm")
-            return
-        if line.bundle.folder == self._fallback:
-            self._wish.forget()
-            return  # the denser one sees the drift too
-        try:
-            dense = self._opened(self._fallback)
-            self._wish.ask(line, reason, lambda: line.swap.offer(dense, reason))
-        except LpvitEdgeError as error:
-            self._wish.forget()
-            line.settlement.event("bundle", f"no way back to a denser bundle: {error}", "alarm")
+        elif of.folder != self._fallback:  # the denser one may see the drift too
+            self._wish.ask(reason, of)
 
     def beside(self, named: str) -> Bundle:
         if named != "dense":

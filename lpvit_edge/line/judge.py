@@ -55,13 +55,19 @@ class Judge:
         self._durations_ms: deque[float] = deque(maxlen=_REMEMBERED)
         self.passed_ns: int | None = None  # when the engine last answered
 
-    def use(self, bundle: Bundle, engine: "Engine", load: Callable[[], "Engine"]) -> None:
-        """Go on with another bundle, whose engine is open and proven; `load` opens it anew."""
-        self.close()
+    def use(
+        self, bundle: Bundle, engine: "Engine", load: Callable[[], "Engine"]
+    ) -> "Engine | None":
+        """Go on with another bundle, whose engine is open and proven; `load` opens it anew.
+
+        Gives the engine before, which somebody else has to close.
+        """
+        before = self._engine
         self._bundle, self._engine, self._load = bundle, engine, load
         self._errors = 0
         self._durations_ms.clear()
         self.passed_ns = self._clock.monotonic_ns()
+        return before
 
     def warm_up(self, golden: tuple[tuple[GoldenFrame, bytes], ...]) -> Agreement:
         """Open the engine and run the golden frames through it."""

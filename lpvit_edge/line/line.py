@@ -85,7 +85,6 @@ class Line:
             source=self.source,
             clock=self.clock,
         )
-        self.on_bundle: Callable[[Bundle], None] = lambda bundle: None  # another one took over
         self.outputs.sinks = open_sinks(config.sink, self.journal)
         self.outputs.hold("the line starts")
         self._stop = threading.Event()
@@ -140,12 +139,11 @@ class Line:
         if ready is None:
             return
         bundle = ready.bundle
-        self.judge.use(bundle, ready.engine, lambda: self.swap.load(bundle))
-        self.bundle, self.settlement.bundle = bundle, bundle.version
-        self._golden = unpack(bundle.path("golden.zip"))
+        before = self.judge.use(bundle, ready.engine, lambda: self.swap.load(bundle))
+        self.bundle, self.settlement.bundle, self._golden = bundle, bundle.version, ready.golden
+        ready.show()
         self.settlement.event("bundle", f"{bundle.version} took over: {ready.why}", "warning")
-        self.on_bundle(bundle)
-        self.swap.took(ready)
+        self.swap.took(ready, before)
 
     def _look_after(self) -> None:
         self.journal.flush()
@@ -237,6 +235,11 @@ class Line:
         passed_ns = self.judge.passed_ns
         return passed_ns is not None and self._since_s(passed_ns) < 5.0
 
+    @property
+    def dropped(self) -> int:
+        """Frames that gave way to newer ones, in the capture process or here."""
+        return self.queue.dropped + self.feed.health.dropped
+
     def status(self) -> Status:
         """For /healthz and /readyz."""
         counts, health = self.settlement.counts, self.feed.health
@@ -247,7 +250,7 @@ class Line:
             text=f"source {health.state} {health.text}".strip(),
             frames=counts.ok + counts.reject + counts.safe,
             safe=counts.safe,
-            dropped=self.queue.dropped + health.dropped,
+            dropped=self.dropped,
             waiting_on_disk=self.journal.waiting,
             sinks=self.outputs.faults(),
             missed=self.outputs.missed(),
@@ -263,7 +266,7 @@ class Line:
             reject=counts.reject,
             safe=counts.safe,
             late=counts.late,
-            dropped=self.queue.dropped + self.feed.health.dropped,
+            dropped=self.dropped,
             overflowed=self.queue.overflowed,
             capture_restarts=self.feed.health.restarts,
             p50_ms=latency.percentile_ms(50),

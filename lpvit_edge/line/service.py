@@ -58,6 +58,8 @@ def serve_line(
                     bundles.starting()
                     line.start()
                     started = True
+                    if hub is not None:
+                        hub.waits()
                     _serve(line, bundles, seconds)
             except (MismatchError, EngineError) as error:
                 if started or not bundles.go_back(str(error)):

@@ -15,12 +15,14 @@ from lpvit_edge.crash_loop import (
     this_moment,
 )
 from lpvit_edge.errors import LpvitEdgeError
-from lpvit_edge.line.bundles import LOOK_S, Wish, for_this_device
+from lpvit_edge.line.bundles import Wish, for_this_device
 from lpvit_edge.line.records import Severity
 from lpvit_edge.store import BundleStore, Role
 
 if TYPE_CHECKING:
     from lpvit_edge.line.line import Line
+
+_LOOK_S = 1.0  # between two looks at store.json
 
 
 class StoredBundles:
@@ -42,9 +44,10 @@ class StoredBundles:
         self._within_s = within_s
         self._starts = store.folder / "starts.json"
         self._known: str | None = None  # the current bundle that was looked at last
-        self._on_dense = False
-        self._running: Bundle | None = None
         self._role: Role = "current"  # `previous` where store.json could not be written
+        self._on_dense: str | None = None  # why the dense bundle runs, where it does
+        self._dense_failed = False
+        self._running: Bundle | None = None
         self._works = False
         self._looked_s = 0.0
         self._wish = Wish()
@@ -53,34 +56,38 @@ class StoredBundles:
     def begin(self) -> Bundle:
         """The bundle to start with.
 
-        Goes back to `previous` where `current` is damaged, or did not come to a verdict in the
-        last starts. Raises what open_bundle raises where nothing is left.
+        Leaves the dense bundle for `current`, and that for `previous`, where one is damaged or did
+        not come to a verdict in the last starts. Raises what open_bundle raises where nothing is
+        left.
         """
-        record = self._store.record()
-        self._running = None
-        if record.on_dense is not None:
-            self._known, self._on_dense = record.current, True
-            self.told.append((f"the denser bundle runs: {record.on_dense}", "warning"))
-            return self._opened("dense")
-        name = record.current
-        if name is not None:
+        self._on_dense = None if self._dense_failed else self._store.record().on_dense
+        if (name := self._name()) is not None:
             failed = failed_starts(self._starts, this_moment(name), within_s=self._within_s)
             if len(failed) >= self._most_starts:
                 self.go_back(f"{len(failed)} starts within {self._within_s:g} s without a verdict")
-        try:
-            bundle = self._opened(self._role)
-        except LpvitEdgeError as error:
-            if not self.go_back(str(error)):
-                raise
-            bundle = self._opened(self._role)
+        while self._running is None:
+            try:
+                self._running = self._opened(self._starting_role())
+            except LpvitEdgeError as error:
+                if not self.go_back(str(error)):
+                    raise
         self._known = self._store.record().current
-        self._running = bundle
-        return bundle
+        if self._on_dense is not None:
+            self.told.append((f"the denser bundle runs: {self._on_dense}", "warning"))
+        return self._running
+
+    def _starting_role(self) -> Role:
+        return self._role if self._on_dense is None else "dense"
+
+    def _name(self) -> str | None:
+        """Of the bundle to start with."""
+        path = self._store.path(self._starting_role())
+        return None if path is None else path.name
 
     def starting(self) -> None:
         """Note the start on disk, before the engine is loaded."""
         if self._running is None:
-            return  # the dense bundle: nothing stands before it
+            return
         try:
             start = this_moment(self._running.folder.name)
             note_start(self._starts, start, within_s=self._within_s)
@@ -88,9 +95,27 @@ class StoredBundles:
             self.told.append((f"this start could not be noted: {error}", "warning"))
 
     def go_back(self, reason: str) -> bool:
-        """Leave the current bundle for the previous one; False where there is none."""
+        """Leave the bundle to start with for the one before; False where there is none."""
+        self._running = None
+        if self._on_dense is not None:
+            return self._leave_dense(reason)
+        return self._leave(self._name(), reason)
+
+    def _leave_dense(self, reason: str) -> bool:
+        self._on_dense, self._dense_failed = None, True
+        try:
+            self._store.leave_dense(reason)
+        except OSError as error:  # the next start tries it again, and leaves it again
+            self.told.append((f"store.json cannot be written: {error}", "warning"))
+        self._forget_starts()
+        self.told.append((f"back from the denser bundle to the current one: {reason}", "alarm"))
+        return True
+
+    def _leave(self, left: str | None, reason: str) -> bool:
+        """Go back from `current`, where it still is the bundle of that name, to `previous`."""
         record = self._store.record()
-        left = record.current
+        if record.current != left:
+            return False  # another one was installed meanwhile, and is looked at next
         gone = False
         try:
             if left is not None and self._role == "current":
@@ -107,45 +132,60 @@ class StoredBundles:
         return True
 
     def look(self, line: "Line") -> None:
-        """Between frames: a verdict proves the bundle, and a new one is offered to the line."""
+        """Between frames: a verdict proves the bundle, and another one is offered to the line."""
         if not self._works and line.settlement.counts.ok + line.settlement.counts.reject > 0:
             self._works = True
             self._forget_starts()
-        if (reason := self._wish.due()) is not None:
-            self.fall_back(line, reason)
-        if time.monotonic() - self._looked_s < LOOK_S:
+        self._wish.grant(line, lambda reason: self._offer_dense(line, reason))
+        if time.monotonic() - self._looked_s < _LOOK_S:
             return
         self._looked_s = time.monotonic()
         try:
-            record = self._store.record()
-            current = record.current
-            # The one that a red alarm left may be installed again, which ends the dense one's time.
-            ended = self._on_dense and record.on_dense is None
-            if current is None or (current == self._known and not ended):
-                return
-            bundle = self._opened("current")
+            self._offer_installed(line)
         except LpvitEdgeError as error:
             line.settlement.event("bundle", f"the store cannot be used: {error}", "alarm")
             self._looked_s += 60.0  # said again in a minute
-            return
-        if line.swap.offer(
-            bundle, "it was installed", refused=lambda why: self._refused(line, why)
-        ):
-            self._known, self._on_dense = current, False
 
-    def fall_back(self, line: "Line", reason: str) -> None:
-        """Offer the dense bundle to the line, which stays with it until one is installed."""
+    def _offer_installed(self, line: "Line") -> None:
+        record = self._store.record()
+        name, on_dense = record.current, self._on_dense
+        # The one that a red alarm left may be installed again, which ends the dense one's time.
+        ended = on_dense is not None and record.on_dense is None
+        if name is None or (name == self._known and not ended):
+            return
+        known, self._known, self._on_dense = self._known, name, None  # before it may be refused
+        refused = partial(self._refused, line, name, on_dense)
+        if not line.swap.offer(
+            partial(self._opened, "current"), "it was installed", refused=refused
+        ):
+            self._known, self._on_dense = known, on_dense
+
+    def _refused(self, line: "Line", name: str, on_dense: str | None, why: str) -> None:
+        """The line goes on with what it has: so does the next start."""
+        self._leave(name, why)
+        if on_dense is not None and (known := self._known) is not None:
+            self._note_dense(line, known, on_dense)
+        self.tell(line)
+
+    def fall_back(self, line: "Line", reason: str, *, of: Bundle) -> None:
+        """Go over to the dense bundle, which runs until one is installed."""
         try:
-            if self._store.record().on_dense is not None:
-                self._wish.forget()
-                return
-            dense = self._opened("dense")
+            record = self._store.record()
+            dense = self._store.path("dense")
         except (LpvitEdgeError, OSError) as error:
-            self._wish.forget()
             line.settlement.event("bundle", f"no way back to a denser bundle: {error}", "alarm")
             return
-        noted = partial(self._note_dense, line, reason)
-        self._wish.ask(line, reason, lambda: line.swap.offer(dense, reason, taken=noted))
+        if of.folder == dense:
+            return  # the denser one sees the drift too
+        if record.dense in record.left:
+            text = f"no way back to the denser bundle, it failed: {record.left[record.dense]}"
+            line.settlement.event("bundle", text, "alarm")
+            return
+        self._wish.ask(reason, of)
+
+    def _offer_dense(self, line: "Line", reason: str) -> bool:
+        noted = partial(self._note_dense, line, line.bundle.folder.name, reason)
+        return line.swap.offer(partial(self._opened, "dense"), reason, taken=noted)
 
     def tell(self, line: "Line") -> None:
         """Record what happened before there was a line."""
@@ -163,17 +203,14 @@ class StoredBundles:
         """A clean end is no crash."""
         self._forget_starts()
 
-    def _note_dense(self, line: "Line", reason: str) -> None:
+    def _note_dense(self, line: "Line", name: str, reason: str) -> None:
+        """The dense bundle runs in the place of `name`, after a restart too."""
         try:
-            self._store.note_dense(reason)
-            self._on_dense = True
+            if self._store.note_dense(name, reason):
+                self._on_dense = reason
         except OSError as error:
             text = f"the next start will not know that the denser bundle runs: {error}"
             line.settlement.event("bundle", text, "warning")
-
-    def _refused(self, line: "Line", why: str) -> None:
-        self.go_back(why)
-        self.tell(line)
 
     def _opened(self, role: Role) -> Bundle:
         bundle = self._store.open(role)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpvit_edge.bundle import REFERENCE, Bundle
 from lpvit_edge.deps import require
 from lpvit_edge.energy import working_part
-from lpvit_edge.errors import LpvitEdgeError
+from lpvit_edge.errors import LpvitEdgeError, MismatchError
 from lpvit_edge.line.config import LineConfig
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def watched(
     with ExitStack() as stack:
         power = monitor_of_this_device(working=working_part(bundle.manifest.engine))
         hub = stack.enter_context(Hub(device=device_identity(), power=power))
-        show_bundle(hub, bundle)
+        show_bundle(hub, bundle)()
         stack.enter_context(serve(hub, bind=bind, token=token))
         yield hub
 
@@ -68,11 +69,11 @@ def shadowed(line: "Line", hub: "Hub | None", bundles: "Bundles") -> "Iterator[S
         line.outputs.shadow = None
 
 
-def show_bundle(hub: "Hub", bundle: Bundle) -> None:
-    """Say on the page which engine runs."""
-    from lpvit_edge.dashboard.identity import checked_energy_j, engine_identity
+def show_bundle(hub: "Hub", bundle: Bundle) -> Callable[[], None]:
+    """Read what the page says of an engine; what is returned says it."""
+    from lpvit_edge.dashboard.identity import checked_energy, engine_identity
 
-    hub.show_engine(engine_identity(bundle.folder), checked_energy_j(bundle.folder))
+    return partial(hub.show_engine, engine_identity(bundle.folder), checked_energy(bundle))
 
 
 def watch_drift(hub: "Hub", line: "Line", bundles: "Bundles") -> None:
@@ -81,27 +82,36 @@ def watch_drift(hub: "Hub", line: "Line", bundles: "Bundles") -> None:
     Alarms are events of the line: in its journal, on the page and in the metrics.
     """
 
-    def watch(bundle: Bundle) -> None:
-        show_bundle(hub, bundle)
-        line.threads.aside.pop("drift watch", None)
+    def prepare(bundle: Bundle) -> Callable[[], None]:
+        show = show_bundle(hub, bundle)
+        monitor, problem = None, None
         try:
-            hub.watcher = drift_monitor(
+            monitor = drift_monitor(
                 bundle,
                 line.config,
                 tell=lambda kind, text, severity, at: line.settlement.event(kind, text, severity),
-                fall_back=lambda reason: bundles.fall_back(line, reason),
+                fall_back=lambda reason: bundles.fall_back(line, reason, of=bundle),
             )
-        except LpvitEdgeError as error:  # a line without its watch is better than none
-            hub.watcher = None
-            line.settlement.event("drift", f"nobody watches for drift: {error}", "alarm")
+        except (LpvitEdgeError, OSError) as error:  # a line without its watch is better than none
+            problem = f"nobody watches for drift: {error}"
+
+        def go_over() -> None:
+            show()
+            line.threads.aside.pop("drift watch", None)
+            hub.watch(monitor)
+            if problem is not None:
+                line.settlement.event("drift", problem, "alarm")
+
+        return go_over
 
     def failed(text: str) -> None:
         line.threads.aside["drift watch"] = text
         line.settlement.event("drift", text, "alarm")
 
     hub.failed = failed
-    line.on_bundle = watch
-    watch(line.bundle)
+    hub.dropped = lambda: line.dropped
+    line.swap.prepare = prepare
+    prepare(line.bundle)()
 
 
 def drift_monitor(
@@ -109,14 +119,20 @@ def drift_monitor(
 ) -> "DriftMonitor | None":
     """The watch over the bundle's reference; None where `check` left none (too few images, say).
 
-    Its samples and requests go into `drift` in the line's state folder.
+    Its samples and requests go into `drift` in the line's state folder. Raises FileFormatError for
+    a damaged reference, MismatchError for one of another model.
     """
     from lpvit_edge.drift.monitor import DriftMonitor
     from lpvit_edge.drift.reference import load_reference
 
     if not _has_reference(bundle):
         return None
-    reference, _ = load_reference(bundle.folder)
+    reference, note = load_reference(bundle.folder)
+    if note.onnx_sha256 != bundle.manifest.onnx_sha256:
+        raise MismatchError(
+            f"{bundle.path('reference.json')} is about the model {note.onnx_sha256[:12]}, the "
+            f"bundle's is {bundle.version}; run `lpvit check` after `lpvit build`"
+        )
     return DriftMonitor(
         reference,
         config.drift,
