@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 pytest.importorskip("starlette")
@@ -14,6 +15,7 @@ from lpvit_edge.dashboard.fleet import Fleet
 from lpvit_edge.dashboard.hub import Hub
 from lpvit_edge.dashboard.power import PowerMonitor
 from lpvit_edge.dashboard.server import Dashboard, serve
+from lpvit_edge.dashboard.snapshot import Snapshot
 from tests.chromium import Chromium, chromium_or_skip
 from tests.dashboard_line import ToldSource, frame, hub_of
 
@@ -102,6 +104,31 @@ def test_freezing_holds_the_view_and_only_the_view(browser: Chromium, page: Dash
     assert text(browser, "frames") == held
     browser.evaluate("document.getElementById('freeze').click()")
     browser.wait_for(f"document.getElementById('frames').textContent !== {held!r}")
+
+
+def test_curves_go_on_when_the_device_s_clock_is_set_back(
+    browser: Chromium, source: ToldSource
+) -> None:
+    class Skewed:
+        by_s = 0.0
+
+        def now(self) -> Snapshot:
+            now = hub.now()
+            return msgspec.structs.replace(now, at=now.at + self.by_s)
+
+    feed = Skewed()
+    with hub_of(source) as hub, serve(feed, bind="127.0.0.1:0") as served:
+        browser.show(width=1280, height=900, dark=False)
+        browser.open(served.url)
+        browser.wait_for("document.querySelector('#chart-power canvas') !== null")
+        feed.by_s = -3600.0
+        time.sleep(3.0)
+        browser.wait_for("document.querySelector('#chart-power canvas') !== null")
+        before = pixels(browser, "chart-power")
+        source.power_mw = 12_000.0
+        browser.wait_for("document.getElementById('power').textContent === '12.0'")
+        time.sleep(1.2)
+        assert pixels(browser, "chart-power") != before
 
 
 def test_without_a_sensor_the_page_says_so_and_draws_no_zero(browser: Chromium) -> None:

@@ -36,6 +36,7 @@ from lpvit_edge.dashboard.history import RESOLUTIONS, History
 from lpvit_edge.dashboard.metrics import CONTENT_TYPE, exposition
 from lpvit_edge.dashboard.snapshot import Snapshot, series_of
 from lpvit_edge.errors import EnvironmentUnfitError, LpvitEdgeError, UnknownOptionError
+from lpvit_edge.line.guarded import in_words
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -46,7 +47,9 @@ DEFAULT_BIND = "127.0.0.1:9310"
 _STATIC = Path(__file__).parent / "static"
 _MOST_STREAMS = 16
 _MOST_FORM_BYTES = 1024
+_MOST_OPEN = 64  # connections: the line in the same process needs its files, too
 _TICK_S = 1.0
+_OLDEST_S = 5.0  # of what is still told as the present
 
 
 class Dashboard:
@@ -70,6 +73,7 @@ class Dashboard:
         self._fleet = fleet
         self._history = History()
         self._latest: tuple[int, bytes, Snapshot] | None = None
+        self._taken_s = 0.0
         self._feed_error: str | None = None
         self._streams = 0
         self._stop = threading.Event()
@@ -88,6 +92,7 @@ class Dashboard:
                 ws="none",
                 server_header=False,
                 timeout_graceful_shutdown=2,
+                limit_concurrency=_MOST_OPEN,
             )
         )
         self._ticker = threading.Thread(target=self._tick, name="dashboard ticker", daemon=True)
@@ -132,13 +137,14 @@ class Dashboard:
         """The present into the history and to everybody who listens."""
         try:
             now = self._feed.now()
-        except LpvitEdgeError as error:  # another device that does not answer
-            self._feed_error = str(error)[:500]
+        except Exception as error:  # another device that does not answer, or a defect
+            known = isinstance(error, LpvitEdgeError)
+            self._feed_error = str(error)[:500] if known else in_words(error)
             if self._latest is not None:
                 number, _, now = self._latest
                 self._latest = (number + 1, self._encoded(now), now)
             return
-        self._feed_error = None
+        self._feed_error, self._taken_s = None, time.monotonic()
         self._history.add(now.at, series_of(now))
         number = 0 if self._latest is None else self._latest[0] + 1
         self._latest = (number, self._encoded(now), now)
@@ -178,14 +184,27 @@ class Dashboard:
         return answer
 
     async def _metrics(self, request: "Request") -> Response:
-        if self._latest is None:
-            return _not_yet()
-        return Response(exposition(self._latest[2]), headers={"content-type": CONTENT_TYPE})
+        now = self._present()
+        if isinstance(now, str):
+            return PlainTextResponse(f"{now}\n", status_code=503)
+        return Response(exposition(now), headers={"content-type": CONTENT_TYPE})
 
     async def _now(self, request: "Request") -> Response:
+        now = self._present()
+        if isinstance(now, str):
+            return PlainTextResponse(f"{now}\n", status_code=503)
+        return _json(msgspec.json.encode(now))
+
+    def _present(self) -> Snapshot | str:
+        """What is known now, or why there is nothing: an old snapshot is not the present."""
         if self._latest is None:
-            return _not_yet()
-        return _json(msgspec.json.encode(self._latest[2]))
+            return "the first reading is not there yet"
+        if self._feed_error is not None:
+            return f"the present is not known: {self._feed_error}"
+        age_s = time.monotonic() - self._taken_s
+        if age_s > _OLDEST_S:
+            return f"the last reading is {age_s:.0f} s old"
+        return self._latest[2]
 
     async def _read_history(self, request: "Request") -> Response:
         resolution = request.query_params.get("span", "10m")
@@ -254,7 +273,3 @@ async def _body(request: "Request") -> bytes:
 
 def _json(content: bytes) -> Response:
     return Response(content, media_type="application/json", headers={"cache-control": "no-store"})
-
-
-def _not_yet() -> Response:
-    return PlainTextResponse("the first reading is not there yet\n", status_code=503)

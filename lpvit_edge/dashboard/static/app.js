@@ -49,6 +49,7 @@ function driftLines(history, now) {
 
 const fromZero = (_, min, max) => [0, max > 0 ? max * 1.08 : 1];
 const noLine = "no line is running on this device";
+const noFrame = (now) => (now && now.frames ? "waiting for the first frame" : noLine);
 const charts = [
   new Chart("chart-power", {
     pick: (h) => [
@@ -64,7 +65,7 @@ const charts = [
       line(h, "p99", "p99", { color: "--c3" }),
       line(h, "p999", "p99.9", { color: "--c5" }),
     ],
-    absent: (now) => (now && now.latency ? "waiting for the second reading" : noLine),
+    absent: (now) => (now && now.latency ? "waiting for the second reading" : noFrame(now)),
     range: fromZero,
   }),
   new Chart("chart-drift", {
@@ -129,6 +130,7 @@ function numbersOf(now) {
 function append(now) {
   const { t, series } = state.history;
   const at = Math.floor(now.at);
+  if (t.length && at < t[t.length - 1] - 5) return void fetchHistory();  // the clock was set back
   if (t.length && at <= t[t.length - 1]) return;
   const gap = t.length && at - t[t.length - 1] > 3;
   const numbers = numbersOf(now);

@@ -27,7 +27,7 @@ export function showTiles({ now }) {
   document.title = now.power.total_w !== null && !now.power.stale ? `${number(now.power.total_w)} W · lpvit` : "lpvit dashboard";
   showPower(now.power);
   showEnergy(now.energy);
-  showLatency(now.latency);
+  showLatency(now);
   showFrames(now.frames);
   showDrift(now);
 }
@@ -66,10 +66,10 @@ function showEnergy(energy) {
   text("energy-note", energy.reason);
 }
 
-function showLatency(latency) {
+function showLatency({ latency, frames }) {
   text("p50", latency ? number(latency.p50_ms) : "–");
   const p999 = latency && latency.p999_ms !== null ? ` · p99.9 ${number(latency.p999_ms)}` : "";
-  text("tail", latency ? `p99 ${number(latency.p99_ms)}${p999} ms` : "no line is running");
+  text("tail", latency ? `p99 ${number(latency.p99_ms)}${p999} ms` : frames ? "waiting for the first frame" : "no line is running");
   const stages = latency ? Object.entries(latency.stages_p50_ms) : [];
   text("stages", stages.map(([stage, ms]) => `${stage} ${number(ms)}`).join(" · "));
 }
