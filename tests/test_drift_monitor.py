@@ -9,7 +9,7 @@ from lpvit_edge import files
 from lpvit_edge.dashboard.hub import Hub
 from lpvit_edge.dashboard.power import PowerMonitor
 from lpvit_edge.drift.monitor import DriftMonitor, DriftSample, RetrainRequest
-from lpvit_edge.drift.reference import Reference, build_reference
+from lpvit_edge.drift.reference import Reference, build_reference, save_reference
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.line.records import FrameRecord, StageLatency
 from tests.test_drift import frames
@@ -23,12 +23,12 @@ def reference() -> Reference:
 
 
 def monitor(
-    reference: Reference, folder: Path, told: Told, *, sample: int = 5
+    reference: Reference, folder: Path, told: Told, *, rules: Rules | None = None
 ) -> tuple[DriftMonitor, list[str]]:
     called: list[str] = []
     watched = DriftMonitor(
         reference,
-        Rules(sample=sample),
+        rules or Rules(sample=5),
         folder=folder,
         tell=lambda kind, text, severity, _: told.append((kind, text, severity)),
         fall_back=called.append,
@@ -36,12 +36,12 @@ def monitor(
     return watched, called
 
 
-def feed(watched: DriftMonitor | Hub, count: int, *, at: float) -> None:
+def feed(watched: DriftMonitor | Hub, count: int, *, at: float, first: int = 0) -> None:
     seen = frames(count, 7, at=at)
     image = np.full((32, 32, 3), 128, np.uint8)
     for number in range(count):
         record = FrameRecord(
-            number=number,
+            number=first + number,
             source="test",
             captured_at=1000.0 + number,
             captured_ns=number,
@@ -76,6 +76,29 @@ def test_a_red_alarm_is_told_once_and_leaves_a_request_with_pictures(
     state, reason = watched.drift_now(not_watched=3)
     assert state is not None
     assert (state.level, state.not_watched, reason) == ("red", 3, None)
+
+
+def test_pictures_of_the_latest_alarms_are_kept_and_no_more(
+    reference: Reference, tmp_path: Path
+) -> None:
+    for begin in (0, 1000, 2000):  # three starts of the line
+        watched, called = monitor(reference, tmp_path, [], rules=Rules(sample=1, samples=2))
+        feed(watched, 60, at=3.0, first=begin)
+        assert len(called) == 1
+    kept = sorted(path.name for path in tmp_path.glob("drift-*"))
+    assert len(kept) == 2
+    assert [int(name.removeprefix("drift-")) // 1000 for name in kept] == [1, 2]
+
+
+def test_the_arrays_of_a_reference_can_be_read_by_the_service_s_user(
+    reference: Reference, tmp_path: Path
+) -> None:
+    (tmp_path / "usual").touch()
+    save_reference(
+        reference, tmp_path, onnx_sha256="0" * 64, engine="fake", images=(300, 900), shrinkage=0.1
+    )
+    usual = (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "reference.safetensors").stat().st_mode == usual
 
 
 def test_frames_that_were_never_judged_are_passed_over(

@@ -5,6 +5,7 @@ are strange to the model are written to a folder, at a red one a request to retr
 them and the line is told, so that it can go back to the denser bundle.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -147,8 +148,13 @@ class DriftMonitor:
                 self._fall_back(f"red drift alarm, {state.text}")
 
     def _begin_sample(self, record: "FrameRecord") -> None:
+        """In a folder of its own; the oldest ones make room, or they would fill the disk."""
         self._sample = []
         self._sample_folder = self._folder / f"drift-{record.number:09d}"
+        by_age = sorted(self._folder.glob("drift-*"), key=lambda path: path.stat().st_mtime)
+        others = [path for path in by_age if path != self._sample_folder]
+        for path in others[: max(0, len(others) - self._rules.samples + 1)]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _keep(self, record: "FrameRecord", image: "NDArray[np.uint8]", state: DriftState) -> None:
         """Write a strange picture, as long as the sample is not full."""

@@ -152,10 +152,10 @@ def save_reference(
     name: str = "reference",
 ) -> ReferenceNote:
     """Write NAME.safetensors and then NAME.json, whose presence says it is whole."""
-    save_file = require("safetensors.numpy").save_file
     arrays = {name: np.ascontiguousarray(getattr(reference, name)) for name in _FIELDS}
     path = folder / f"{name}.safetensors"
-    files.replace_atomic(path, lambda temporary: save_file(arrays, temporary))
+    # save_file() makes it readable for its owner alone, and the service is another user.
+    files.write_atomic(path, require("safetensors.numpy").save(arrays))
     note = ReferenceNote(
         onnx_sha256=onnx_sha256,
         engine=engine,

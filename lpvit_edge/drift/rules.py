@@ -4,6 +4,7 @@
 yellow_at = 1e5        # frames between false yellow alarms, in the mean, at least
 red_at = 1e7
 sample = 50            # frames kept for labelling at each alarm
+samples = 20           # alarms whose frames are kept, the latest ones
 fall_back = true       # red: run the denser bundle, where there is one
 fallback = "/path"     # its folder; with `lpvit run --store` it is the store's dense bundle
 retrain_request = true # red: write retrain.json beside the sample
@@ -35,6 +36,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     window: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 1024
     hold: Annotated[int, msgspec.Meta(ge=1)] = 2000
     sample: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
+    samples: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
     fall_back: bool = True
     fallback: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     retrain_request: bool = True
