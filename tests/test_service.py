@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -202,8 +203,8 @@ def test_the_unit_waits_for_ready_and_restarts_what_the_watchdog_misses() -> Non
     assert settings["Restart"] == "always"
     assert float(settings["WatchdogSec"]) >= 4.0  # the line sends four times in that time
     assert "lpvit run --store" in settings["ExecStart"]
-    # systemd must not give up before the store went back: three starts, then a fourth.
-    assert int(settings["StartLimitBurst"]) > 4
+    assert settings["StartLimitIntervalSec"] == "0"  # no number of failed starts is the last
+    assert settings["EnvironmentFile"] == "-/etc/lpvit/line.env"
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
@@ -219,11 +220,18 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
         assert words in done.stderr if words else done.stderr == ""
 
 
-def test_the_examples_configuration_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = line_config(read_config(UNIT.with_name("line.toml")), name="line.toml")
-    assert settings.policy.kind == "triggered"
-    assert [sink.__struct_config__.tag for sink in settings.sink] == ["jsonl", "evidence"]
-    monkeypatch.setenv("CAMERA_USER", "bob")
-    monkeypatch.setenv("CAMERA_PASSWORD", "secret")
-    target = from_environment(settings.source.target)
-    assert target == "rtsp://bob:secret@10.0.0.5/stream"
+@pytest.mark.parametrize("name", ["line.toml", "live.toml"])
+def test_the_examples_configurations_are_some(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = UNIT.with_name(name)
+    settings = line_config(read_config(path), name=name)
+    # A stream has no trigger: each of its frames would count as a part.
+    is_stream = settings.source.__struct_config__.tag in ("rtsp", "v4l2")
+    assert settings.policy.kind == ("newest" if is_stream else "triggered")
+    for secret in re.findall(r"\$\{(\w+)\}", path.read_text(encoding="utf-8")):
+        monkeypatch.setenv(secret, f"the-{secret.lower()}")
+    targets = [settings.source.target, *(sink.target for sink in settings.sink)]
+    resolved = "\n".join(from_environment(target) for target in targets)
+    assert "${" not in resolved
+    assert (
+        "the-camera_password@10.0.0.5" if is_stream else "the-mqtt_password@10.0.0.7"
+    ) in resolved
