@@ -1,5 +1,6 @@
-"""A broker that is away for a minute, and a whole line behind one: nothing decided is lost."""
+"""A broker that is away, and a whole line behind one: nothing decided is lost."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lpvit_edge.line.clock import SystemClock
 from lpvit_edge.line.config import LineConfig, line_config
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.line import Line
@@ -18,6 +20,8 @@ from tests.line_bundle import make_bundle
 from tests.plant import frame
 
 pytest.importorskip("paho.mqtt.client", reason="extra mqtt is not installed")
+# Seconds that the broker is away; 60 in .ci/run.
+OUTAGE_S = float(os.environ.get("LPVIT_OUTAGE_S", "2"))
 CAMERA = "import numpy as np\ndef frame(n):\n    return np.full((6, 8, 3), n % 255, np.uint8)\n"
 
 
@@ -25,38 +29,37 @@ def target(broker: Broker) -> str:
     return f"mqtt://{USER}:${{MQTT_PASSWORD}}@127.0.0.1:{broker.port}/line3"
 
 
-class FastClock:
-    """Waits take a hundredth of a second, and count as what they should have taken."""
+class Watched(SystemClock):
+    """The real clock, and what was waited for."""
 
     def __init__(self) -> None:
         self.waits_s: list[float] = []
 
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns() + int(sum(self.waits_s) * 1e9)
-
-    def unix_s(self) -> float:
-        return self.monotonic_ns() / 1e9
-
     def wait(self, event: threading.Event, seconds: float) -> bool:
         self.waits_s.append(seconds)
-        return event.wait(0.01)
+        return super().wait(event, seconds)
 
 
-def test_a_broker_that_is_away_for_a_minute_misses_nothing_of_twenty_parts_a_second(
+def test_a_broker_that_is_away_misses_nothing_of_twenty_parts_a_second(
     broker: Broker, subscriber: Subscriber, tmp_path: Path
 ) -> None:
-    journal, clock = Journal(tmp_path / "journal.sqlite"), FastClock()
+    journal, clock = Journal(tmp_path / "journal.sqlite"), Watched()
     sink = RemoteSink(Mqtt(MqttSink(target=target(broker))), journal, clock=clock)
     journal.append(frame(1))
     wait_for(lambda: subscriber.numbers() == [1], what=sink.error)
     broker.kill()
-    for number in range(2, 1202):
+    last = 1 + int(20 * OUTAGE_S)
+    for number in range(2, last + 1):
         journal.append(frame(number))
-    wait_for(lambda: sum(clock.waits_s) >= 60.0, what=clock.waits_s)
+        time.sleep(0.05)
+    assert "Connection refused" in str(sink.error)
     broker.start()
-    wait_for(lambda: len(subscriber.numbers()) == 1201, seconds=30.0, what=sink.error)
-    assert subscriber.numbers() == list(range(1, 1202))
-    assert clock.waits_s[:9] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15.0, 15.0]
+    wait_for(lambda: len(subscriber.numbers()) == last, seconds=30.0, what=sink.error)
+    assert subscriber.numbers() == list(range(1, last + 1))
+    rising = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 15.0, 15.0]
+    tried = len(clock.waits_s)
+    assert tried >= 3
+    assert clock.waits_s[:9] == rising[:tried]
     assert sink.close(5.0) == 0
     journal.close()
 
