@@ -22,7 +22,7 @@ _EXTRA_OF = {
     "paho": "mqtt",
     "pymodbus": "modbus",
     "pynvml": "nvml",
-    "safetensors": "prune",
+    "safetensors": "run",
     "scipy": "prune",
     "starlette": "serve",
     "timm": "prune",
