@@ -1,5 +1,6 @@
 """Behind a line: alarms are told, strange pictures are kept, the denser bundle is called for."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from lpvit_edge import files
 from lpvit_edge.dashboard.hub import Hub
 from lpvit_edge.dashboard.power import PowerMonitor
 from lpvit_edge.drift.monitor import DriftMonitor, DriftSample, RetrainRequest
+from lpvit_edge.drift.past import is_due, save_past
 from lpvit_edge.drift.reference import Reference, build_reference, save_reference
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.line.records import FrameRecord, StageLatency
@@ -88,6 +90,56 @@ def test_pictures_of_the_latest_alarms_are_kept_and_no_more(
     kept = sorted(path.name for path in tmp_path.glob("drift-*"))
     assert len(kept) == 2
     assert [int(name.removeprefix("drift-")) // 1000 for name in kept] == [1, 2]
+
+
+def remembered(watched: DriftMonitor) -> int:
+    return int(watched._watch.past()["of"].sum())
+
+
+def test_what_a_line_has_shown_is_kept_over_restarts(reference: Reference, tmp_path: Path) -> None:
+    told: Told = []
+    file = tmp_path / "drift" / "past-a.safetensors"
+
+    def start() -> DriftMonitor:
+        return DriftMonitor(
+            reference, Rules(), folder=tmp_path, past=file,
+            tell=lambda kind, text, severity, _: told.append((kind, text, severity)),
+        )  # fmt: skip
+
+    first = start()
+    feed(first, 1000, at=0.0)
+    assert remembered(start()) == 1000  # that one was killed
+    feed(first, 50, at=0.0)
+    first.close()
+    second = start()
+    assert remembered(second) == 1050
+    assert {name: values.tolist() for name, values in second._watch.past().items()} == {
+        name: values.tolist() for name, values in first._watch.past().items()
+    }
+    told.clear()
+    file.write_bytes(file.read_bytes()[:-8])
+    assert remembered(start()) == 0
+    save_past({"of": np.zeros(2, np.int64)}, file)
+    assert remembered(start()) == 0
+    assert [severity for _, _, severity in told] == ["warning", "warning"]
+    assert "cannot be read" in told[0][1]
+    assert "not the past of a line with this reference" in told[1][1]
+
+
+def test_the_past_is_written_ever_less_often_and_of_four_references_at_most(
+    tmp_path: Path,
+) -> None:
+    written, writes = 0, 0
+    for seen in range(0, 1_000_000, 100):
+        if is_due(seen, written):
+            written, writes = seen, writes + 1
+    assert 10 < writes < 100
+    for number in range(6):
+        path = tmp_path / f"past-{number}.safetensors"
+        save_past({"of": np.zeros(2, np.int64)}, path)
+        os.utime(path, (number, number))
+    assert len(list(tmp_path.iterdir())) == 4
+    assert (tmp_path / "past-5.safetensors").exists()
 
 
 def test_the_arrays_of_a_reference_can_be_read_by_the_service_s_user(

@@ -241,8 +241,12 @@ class Hub:
         return share
 
     def _work(self) -> None:
+        before: Watcher | None = None
         while (item := self._queue.get()) is not None:
             watcher = self.watcher  # another one where another bundle took over
+            if before is not None and watcher is not before:
+                before.close()
+            before = watcher
             if watcher is None:
                 continue
             try:

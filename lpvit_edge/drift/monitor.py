@@ -6,6 +6,7 @@ them and the line is told, so that it can go back to the denser bundle.
 """
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,10 +17,11 @@ from lpvit_edge import files
 from lpvit_edge.dashboard.snapshot import DriftNow, ShadowNow
 from lpvit_edge.deps import require
 from lpvit_edge.drift.image_statistics import image_statistics
+from lpvit_edge.drift.past import is_due, load_past, save_past
 from lpvit_edge.drift.reference import Reference
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.drift.watch import DriftState, DriftWatch
-from lpvit_edge.errors import MismatchError
+from lpvit_edge.errors import FileFormatError, MismatchError
 from lpvit_edge.records import Part, Record
 
 if TYPE_CHECKING:
@@ -74,8 +76,12 @@ class DriftMonitor:
         tell: Tell,
         fall_back: Callable[[str], None] | None = None,
         bundle: str | None = None,
+        past: Path | None = None,
     ) -> None:
-        """`bundle` is the version that the reference is of; frames of others are passed over."""
+        """`bundle` is the version that the reference is of; frames of others are passed over.
+
+        `past` is the file that keeps what the line has shown over restarts.
+        """
         self._watch = DriftWatch(reference, rules)
         self._rules = rules
         self._folder = folder
@@ -86,6 +92,32 @@ class DriftMonitor:
         self._problem: str | None = None
         self._sample: list[SampledFrame] = []
         self._sample_folder: Path | None = None
+        self._past = past
+        self._written = self._remembered()
+
+    def _remembered(self) -> int:
+        """Frames of the line's past that were read; a damaged file is no past."""
+        if self._past is None:
+            return 0
+        try:
+            found = load_past(self._past, like=self._watch.past())
+        except FileFormatError as error:
+            self._tell("drift", str(error), "warning", time.time())
+            return 0
+        if found is None:
+            return 0
+        self._watch.remember(found)
+        return int(found["of"].sum())
+
+    def _keep_past(self, *, anyhow: bool = False) -> None:
+        frames = int(self._watch.past()["of"].sum())
+        if self._past is None or not (anyhow or is_due(frames, self._written)):
+            return
+        self._written = frames
+        try:
+            save_past(self._watch.past(), self._past)
+        except OSError as error:  # a full disk must not end the watch
+            self._tell("disk", f"the line's past is not kept: {error}", "warning", time.time())
 
     def see(
         self,
@@ -105,6 +137,7 @@ class DriftMonitor:
             self._complain(str(error), record.captured_at)
             return
         self._state = state
+        self._keep_past()
         if state.raised is not None:
             self._raise(state, record)
         if state.level != "green" and state.strange:
@@ -132,7 +165,8 @@ class DriftMonitor:
         return None, _NO_SHADOW
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Keep what the line has shown, for the next start."""
+        self._keep_past(anyhow=True)
 
     def _raise(self, state: DriftState, record: "FrameRecord") -> None:
         severity: Severity = "alarm" if state.raised == "red" else "warning"

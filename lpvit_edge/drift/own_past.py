@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lpvit_edge.drift.evidence import BETS, BINS, CHANNELS, HIGHEST, bets
+from lpvit_edge.drift.past import Past
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,6 +84,14 @@ class OwnPast:
             return int(self._since[0][0][self._outliers[0].argmax()])
         row = self.rising()
         return int(self._since[1][row][self._labels[row].argmax()])
+
+    def past(self) -> Past:
+        """Frames by category (categories,) and by distance (BINS,)."""
+        return {"of": self._of, "distances": self._bins}
+
+    def remember(self, past: Past) -> None:
+        """Go on from what past() gave."""
+        self._of[:], self._bins[:] = past["of"], past["distances"]
 
     def clear_labels(self) -> None:
         """Start `labels` anew, and leave `outliers` what it has."""

@@ -8,6 +8,7 @@ import numpy as np
 from lpvit_edge.drift.diagnosis import TEXT, Cause, diagnose
 from lpvit_edge.drift.evidence import CHANNELS, Evidence, bins_of, rank_bounds, smoothed_p
 from lpvit_edge.drift.own_past import NAMES, OwnPast
+from lpvit_edge.drift.past import Past
 from lpvit_edge.drift.reference import Reference
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.errors import MismatchError
@@ -93,6 +94,19 @@ class DriftWatch:
             self._strange -= self._recent[0][1]
         self._recent.append((shift, strange))
         self._strange += strange
+
+    def past(self) -> Past:
+        """What the line has shown: seen (categories, channels, bins), of (categories,), distances.
+
+        Of the line alone, and never of the reference.
+        """
+        return {"seen": self._seen, **self._own.past()}
+
+    def remember(self, past: Past) -> None:
+        """Go on from what the line had shown before it was started anew, without evidence."""
+        self._seen[:] = past["seen"]
+        self._own.remember(past)
+        self._frames_of[:] = past["of"]
 
     def clear(self) -> None:
         """Forget alarms and evidence, after a repair or when another product comes."""

@@ -119,8 +119,8 @@ def drift_monitor(
 ) -> "DriftMonitor | None":
     """The watch over the bundle's reference; None where `check` left none (too few images, say).
 
-    Its samples and requests go into `drift` in the line's state folder. Raises FileFormatError for
-    a damaged reference, MismatchError for one of another model.
+    Its samples, requests and past go into `drift` in the line's state folder. Raises
+    FileFormatError for a damaged reference, MismatchError for one of another model.
     """
     from lpvit_edge.drift.monitor import DriftMonitor
     from lpvit_edge.drift.reference import load_reference
@@ -133,10 +133,12 @@ def drift_monitor(
             f"{bundle.path('reference.json')} is about the model {note.onnx_sha256[:12]}, the "
             f"bundle's is {bundle.version}; run `lpvit check` after `lpvit build`"
         )
+    folder = Path(config.state) / "drift"
     return DriftMonitor(
         reference,
         config.drift,
-        folder=Path(config.state) / "drift",
+        folder=folder,
+        past=folder / f"past-{note.arrays_sha256[:12]}.safetensors",
         tell=tell,
         fall_back=fall_back,
         bundle=bundle.version,
