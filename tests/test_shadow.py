@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -79,6 +80,16 @@ def test_what_the_line_passes_and_the_dense_engine_rejects_is_an_escape(tmp_path
         beside.offer(record(1, "ok", "ok"), IMAGE)
         until(lambda: beside.now().compared == 1)
     assert beside.now().escapes == 1
+
+
+def test_another_bundle_begins_with_no_agreement_and_no_dissent(dense: Bundle) -> None:
+    with shadow(dense) as beside:
+        beside.offer(record(1, "reject", "bad"), IMAGE)
+        until(lambda: beside.now().overkills == 1)
+        other = msgspec.structs.replace(record(2, "ok", "ok"), bundle="another")
+        beside.offer(other, IMAGE)
+        until(lambda: beside.now().compared == 1 and beside.now().agreed == 1)
+    assert beside.now().overkills == 0
 
 
 def test_only_the_share_is_compared_and_nothing_that_was_not_judged(dense: Bundle) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LONGEST_REST_S = 60.0
+_NONE = ShadowNow(compared=0, agreed=0, escapes=0, overkills=0, other=0, dropped=0, failed=0)
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -61,9 +62,7 @@ class Shadow:
         self._command = command
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self._counts = ShadowNow(
-            compared=0, agreed=0, escapes=0, overkills=0, other=0, dropped=0, failed=0
-        )
+        self._counts, self._of = _NONE, ""  # the bundle that is compared
         self._queue: queue.Queue[_Job] = queue.Queue(rule.queue)
         self._stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,13 +92,16 @@ class Shadow:
             return
         if self._random.random() >= self._rule.share:
             return
+        with self._lock:
+            if record.bundle != self._of:  # another one took over: its agreement is its own
+                self._counts, self._of = _NONE, record.bundle
         try:
             self._queue.put_nowait(_Job(record, pixels))
         except queue.Full:
-            self._count("dropped")
+            self._count(record, "dropped")
 
     def now(self) -> ShadowNow:
-        """What was compared so far."""
+        """What was compared so far, of the bundle that was compared last."""
         with self._lock:
             return self._counts
 
@@ -116,7 +118,7 @@ class Shadow:
                 continue
             if self._stop.is_set():
                 return
-            self._count("failed")
+            self._count(job.record, "failed")
             self._complain(problem)
             self._end_process()
             self._stop.wait(rest_s)  # meanwhile the queue fills and frames are dropped, counted
@@ -138,7 +140,7 @@ class Shadow:
         if len(answer.probabilities) != len(self._bundle.labels):
             return f"{len(answer.probabilities)} classes in place of {len(self._bundle.labels)}"
         found = judge(np.array(answer.probabilities), self._bundle.labels, self._verdict)
-        self._count(_result(job.record, found.verdict, found.label), compared=True)
+        self._count(job.record, _result(job.record, found.verdict, found.label), compared=True)
         return None
 
     def _start_process(self) -> socket.socket:
@@ -178,8 +180,10 @@ class Shadow:
         if is_new:
             self.event("shadow", text, "warning")
 
-    def _count(self, result: str, *, compared: bool = False) -> None:
+    def _count(self, record: FrameRecord, result: str, *, compared: bool = False) -> None:
         with self._lock:
+            if record.bundle != self._of:
+                return
             more = {result: getattr(self._counts, result) + 1}
             if compared:
                 more["compared"] = self._counts.compared + 1
