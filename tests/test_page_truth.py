@@ -1,9 +1,11 @@
 """What the page says is so: of a line that waits, of energy in parts, of readings that are old."""
 
+import threading
 import time
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
@@ -79,6 +81,38 @@ def test_idle_power_is_what_is_drawn_while_no_frame_comes(monkeypatch: pytest.Mo
         now = hub.now()
     assert now.frames is not None
     assert now.energy.idle_j == pytest.approx(4.0 / now.frames.per_s, rel=0.2)
+
+
+def test_large_pictures_that_wait_to_be_looked_at_are_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_module, "_MOST_BYTES", 10_000)
+    release, seen = threading.Event(), []
+
+    class Slow:
+        def see(self, record: Any, embedding: Any, image: Any) -> None:
+            release.wait(10.0)
+            seen.append(record.number)
+
+        def drift_now(self, *, not_watched: int) -> Any:
+            return None, str(not_watched)
+
+        def shadow_now(self) -> Any:
+            return None, None
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    with hub_of(None, watcher=Slow()) as hub:
+        for number in range(10):
+            hub.publish_frame(frame(number), None, np.zeros((20, 50, 3), np.uint8))  # 3,000 bytes
+        until(lambda: hub._queue.qsize() < 10)
+        not_watched = int(hub.now().drift_reason or "")
+        release.set()
+        until(lambda: len(seen) == 10 - not_watched)
+        assert 5 <= not_watched <= 7  # three wait, and one may be looked at
+        hub.publish_frame(frame(10), None, np.zeros((100, 100, 3), np.uint8))  # larger than all
+        until(lambda: seen[-1] == 10)
 
 
 def test_a_check_of_another_model_is_not_this_engine_s(run_folder: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter, deque
+from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +46,12 @@ class FrameCounters:
         stages = (latency.capture_ms, latency.wait_ms, latency.preprocess_ms, latency.infer_ms)
         self._recent.append((latency.total_ms, *(np.nan if ms is None else ms for ms in stages)))
         self._bucket(latency.total_ms / 1000)
+
+    def copy(self) -> "FrameCounters":
+        """What was counted so far, to be worked on while counting goes on."""
+        found = FrameCounters()
+        found.__dict__ = {name: copy(value) for name, value in self.__dict__.items()}
+        return found
 
     def frames(self, *, now_s: float, dropped: int) -> FramesNow:
         return FramesNow(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lpvit_edge.line.records import FrameRecord, Severity
 
 _QUEUED = 64
+_MOST_BYTES = 64 << 20  # of pictures that wait to be looked at
 _EVENTS = 50
 _NO_LINE = "no line is running here"
 _UNCHECKED = CheckedEnergy(reason=_NO_LINE)
@@ -96,6 +97,7 @@ class Hub:
         self._idle_w: float | None = None
         self._quiet_since_s: float | None = None
         self._not_watched = 0
+        self._waiting_bytes = 0
         self._queue: queue.Queue[
             tuple[FrameRecord, NDArray[np.float32] | None, NDArray[np.uint8] | None] | None
         ] = queue.Queue(_QUEUED)
@@ -133,11 +135,14 @@ class Hub:
             self._counters.add(record, at_s=now_s)
         if self.watcher is None:
             return
-        try:
-            self._queue.put_nowait((record, embedding, image))
-        except queue.Full:
-            with self._lock:
+        size = 0 if image is None else image.nbytes
+        with self._lock:
+            waiting = self._waiting_bytes
+            if self._queue.full() or (waiting and waiting + size > _MOST_BYTES):
                 self._not_watched += 1
+                return
+            self._waiting_bytes += size
+            self._queue.put_nowait((record, embedding, image))  # whoever puts holds the lock
 
     def publish_event(self, kind: str, text: str, severity: "Severity", at: float) -> None:
         """Something that happened to the line; see LineEvent."""
@@ -175,10 +180,10 @@ class Hub:
         now_s = time.monotonic()
         power, conditions = self.power.now(), self.power.conditions()
         with self._lock:
-            frames = self._frames(now_s)
-            latency = self._counters.latency()
+            counters = self._counters.copy()
             events, counts = tuple(self._events), dict(self._event_counts)
             not_watched = self._not_watched
+        frames, latency = self._frames(counters, now_s), counters.latency()
         drift, drift_reason = self._drift(not_watched)
         shadow, shadow_reason = self._shadow()
         temperatures = temperatures_c(self._root)
@@ -212,11 +217,11 @@ class Hub:
             own_cpu_share=self._cpu_share(now_s),
         )
 
-    def _frames(self, now_s: float) -> FramesNow | None:
+    def _frames(self, counters: FrameCounters, now_s: float) -> FramesNow | None:
         """What was counted; None where no line runs."""
         if self.dropped is not None:
-            return self._counters.frames(now_s=now_s, dropped=self.dropped())
-        return self._counters.frames(now_s=now_s, dropped=0) if self._counters.total else None
+            return counters.frames(now_s=now_s, dropped=self.dropped())
+        return counters.frames(now_s=now_s, dropped=0) if counters.total else None
 
     def _drift(self, not_watched: int) -> tuple[DriftNow | None, str | None]:
         if self.watcher is None:
@@ -247,11 +252,14 @@ class Hub:
             if before is not None and watcher is not before:
                 before.close()
             before = watcher
+            with self._lock:
+                self._waiting_bytes -= 0 if item[2] is None else item[2].nbytes
             if watcher is None:
                 continue
             try:
                 watcher.see(*item)
             except Exception as error:  # its state is unknown now: no level is better than an old
+                before = None
                 if self.watcher is watcher:
                     self._failure = f"the drift watch ended: {type(error).__name__}: {error}"[:500]
                     self.watcher = None
