@@ -19,7 +19,7 @@ from lpvit_edge.line.line import Line
 from lpvit_edge.line.stored_bundles import StoredBundles
 from lpvit_edge.line.watched import watch_drift
 from lpvit_edge.proof import proven_engine
-from lpvit_edge.store import BundleStore
+from lpvit_edge.store import BundleStore, StoreRecord
 from lpvit_engines.fake import FakeEngine
 from tests.line_bundle import make_bundle
 from tests.test_fallback import watched_bundle
@@ -248,6 +248,37 @@ def test_a_line_on_its_dense_bundle_stays_there_when_an_installation_is_refused(
     assert line.bundle.version == dense.version
     assert store.open("current").version == watched_bundle.version
     assert StoredBundles(store).begin().version == dense.version
+
+
+def test_a_store_that_cannot_be_read_for_a_while_ends_no_line(
+    watched_bundle: Bundle,
+    dense: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = BundleStore(tmp_path / "store")
+    store.install(watched_bundle.folder, prove)
+    bundles = StoredBundles(store)
+    line = Line(bundles.begin(), folder_config(tmp_path))
+    line.start()
+    bad = make_bundle(tmp_path / "c" / "bad", network=b"bad", classes=2)
+    store.install(bad.folder, lambda bundle: None)
+    waits = Waits(monkeypatch)
+    bundles.look(line)
+
+    def broken() -> StoreRecord:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "record", broken)
+        bundles._looked_s = 0.0
+        bundles.look(line)
+        waits.release.set()
+        line.swap._working.join(15.0)  # type: ignore[union-attr]
+    texts = bundle_events(line)
+    assert sum("the store cannot be used: [Errno 13]" in text for text in texts) == 2
+    assert line.swap.offer(lambda: dense, "red drift alarm")
+    line.close()
 
 
 def test_a_reference_of_another_model_is_not_watched_with(

@@ -73,6 +73,7 @@ class Wish:
         self._told = False
 
     def ask(self, reason: str, of: Bundle) -> None:
+        """Leave the bundle `of` for that reason."""
         with self._lock:
             self._asked, self._told = (reason, of), False
 

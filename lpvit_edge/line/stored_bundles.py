@@ -142,7 +142,7 @@ class StoredBundles:
         self._looked_s = time.monotonic()
         try:
             self._offer_installed(line)
-        except LpvitEdgeError as error:
+        except (LpvitEdgeError, OSError) as error:
             line.settlement.event("bundle", f"the store cannot be used: {error}", "alarm")
             self._looked_s += 60.0  # said again in a minute
 
@@ -162,7 +162,10 @@ class StoredBundles:
 
     def _refused(self, line: "Line", name: str, on_dense: str | None, why: str) -> None:
         """The line goes on with what it has: so does the next start."""
-        self._leave(name, why)
+        try:
+            self._leave(name, why)
+        except (LpvitEdgeError, OSError) as error:
+            self.told.append((f"the store cannot be used: {error}", "alarm"))
         if on_dense is not None and (known := self._known) is not None:
             self._note_dense(line, known, on_dense)
         self.tell(line)

@@ -26,7 +26,7 @@ _LAST_S = 5.0  # for a thread that still works when the line ends
 
 
 def nothing() -> None:
-    """To be done."""
+    """There is nothing to be done."""
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,9 +90,11 @@ class Swap:
         except Exception as error:  # a library's own too: who offered it must hear of it
             text = str(error) if isinstance(error, LpvitEdgeError) else in_words(error)
             self._event("bundle", f"not taken over ({why}): {text}", "alarm")
-            refused(text)
-            with self._lock:
-                self._busy = False
+            try:
+                refused(text)
+            finally:
+                with self._lock:
+                    self._busy = False
             return
         with self._lock:
             unwanted = self._closed
