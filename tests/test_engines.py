@@ -12,8 +12,8 @@ from lpvit_edge.errors import EngineError, UnknownEngineError
 from lpvit_engines import Engine, engine_names, load_engine
 from lpvit_engines.tensorrt.device import opened
 from tests.cuda.fake_driver import compile_fake_driver
+from tests.cuda.runtime_driver import Driver
 from tests.native.onnx_models import dense_model
-from tests.test_tensorrt_engine import Driver
 from tests.trt.fake_builder import building_tensorrt
 
 
@@ -25,8 +25,7 @@ def model(tmp_path: Path) -> Path:
 def stand_in_for_tensorrt(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """A fake driver and a TensorRT whose engines ONNX Runtime computes."""
     driver = Driver(compile_fake_driver(folder, source="fake_runtime.c"))
-    driver.fail("cuStreamBeginCapture", 901)  # a fake graph would compute nothing
-    monkeypatch.setitem(sys.modules, "tensorrt", building_tensorrt())
+    monkeypatch.setitem(sys.modules, "tensorrt", building_tensorrt(driver=driver))
     monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
     monkeypatch.setattr("lpvit_engines.tensorrt.engine.opened", lambda _: opened(driver.path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -22,7 +22,7 @@ from tests.cuda.fake_driver import compile_fake_driver
 from tests.cuda.layers import Case, assert_close, layer
 from tests.cuda.ptx.launch import launch
 from tests.cuda.ptx_run import Arguments
-from tests.test_tensorrt_engine import Driver
+from tests.cuda.runtime_driver import Driver
 from tests.test_tensorrt_int8 import block_layer, two_four_layer
 from tests.trt.fake_builder import building_tensorrt
 

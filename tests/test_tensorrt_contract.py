@@ -102,6 +102,7 @@ def test_the_uses_are_really_read_off_the_sources() -> None:
         ("IPluginRegistry", "register_creator", "call"),
         ("ParserError", "node_name", "call"),
         ("ITimingCache", "combine", "call"),
+        ("IExprBuilder", "constant", "call"),
     ):
         assert expected in uses
 

@@ -1,7 +1,6 @@
 """The run time on a fake CUDA driver and a fake TensorRT: every driver call, in order, and every
 failure."""
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -27,7 +26,8 @@ from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.plan_file import DeviceKey, PlanManifest
 from lpvit_engines.tensorrt.plugin import kernel_for
 from lpvit_engines.tensorrt.sparsity import SparsityCount
-from tests.cuda.fake_driver import compile_fake_driver, state_of
+from tests.cuda.fake_driver import compile_fake_driver
+from tests.cuda.runtime_driver import Driver
 from tests.trt.fake_trt import fake_tensorrt
 
 SHAPES = {"x": (2, 3, 4, 4), "logits": (2, 5), "features": (2, 3)}
@@ -43,43 +43,6 @@ def compute(arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.floa
     return {"features": means, "logits": means @ weight}
 
 
-class Driver:
-    """The compiled fake and its knobs."""
-
-    def __init__(self, library: Path) -> None:
-        self.path = str(library)
-        loaded = ctypes.CDLL(self.path)
-        self._log = (ctypes.c_char * (1 << 16)).in_dll(loaded, "fake_log")
-        self._fails = (ctypes.c_char * 64).in_dll(loaded, "fake_fails")
-        self._with = ctypes.c_int.in_dll(loaded, "fake_fails_with")
-        self._after = ctypes.c_int.in_dll(loaded, "fake_fails_after")
-        self._live = ctypes.c_int.in_dll(loaded, "fake_live")
-        self.integrated = ctypes.c_int.in_dll(loaded, "fake_integrated")
-        self.pointer_context = ctypes.c_void_p.in_dll(loaded, "fake_pointer_context")
-        state_of(library)
-        self.integrated.value, self._live.value, self.pointer_context.value = 0, 0, None
-        self.fail("")
-        self.forget()
-
-    def fail(self, call: str, result: int = 0, after: int = 0) -> None:
-        self._fails.value, self._with.value, self._after.value = call.encode(), result, after
-
-    def forget(self) -> None:
-        self._log.value = b""
-
-    @property
-    def calls(self) -> list[str]:
-        return self._log.value.decode().splitlines()
-
-    @property
-    def names(self) -> list[str]:
-        return [call.partition("(")[0] for call in self.calls]
-
-    @property
-    def live(self) -> int:
-        return self._live.value
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_fake_driver(tmp_path_factory.mktemp("driver"), source="fake_runtime.c")
@@ -91,8 +54,8 @@ def driver(library: Path) -> Driver:
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = fake_tensorrt(SHAPES, compute)
+def trt(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = fake_tensorrt(SHAPES, compute, driver=driver)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
     return module
@@ -141,8 +104,6 @@ def images(seed: int = 0) -> NDArray[np.float32]:
 
 
 def test_it_answers_by_name_and_gives_its_arrays_away(engine: TensorRtEngine, trt: Any) -> None:
-    trt.contexts[-1].compute = compute
-    engine._loaded.session._executable = None  # type: ignore[union-attr]  # a fake graph computes nothing
     x = images()
     found = engine.infer_all(x)
     expected = compute({"x": x})
@@ -224,72 +185,6 @@ def test_shared_memory_is_used_without_copies_where_it_is_faster(
     assert driver.live == 0
 
 
-@pytest.mark.parametrize(
-    "call", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"]
-)
-def test_a_graph_that_cannot_be_captured_is_done_without(
-    driver: Driver, trt: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, call: str
-) -> None:
-    driver.fail(call, 901)
-    with TensorRtEngine(write_plan(tmp_path), library=driver.path) as engine:
-        assert "runs without a CUDA graph" in caplog.text
-        x = images()
-        assert engine.infer(x) == pytest.approx(compute({"x": x})["logits"], abs=1e-5)
-        (times,) = engine.event_times(x, runs=1)
-        assert not times.modes.cuda_graph
-    assert driver.live == 0
-
-
-LOADING = [
-    "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuDeviceGetName",
-    "cuDeviceTotalMem", "cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemAlloc",
-    "cuStreamSynchronize",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("call", LOADING)
-def test_a_failure_while_loading_is_in_words_and_leaks_nothing(
-    driver: Driver, trt: Any, tmp_path: Path, call: str
-) -> None:
-    onnx = write_plan(tmp_path)
-    TensorRtEngine(onnx, library=driver.path).close()
-    loading = driver.names[: driver.names.index("cuGraphDestroy")].count(call)
-    assert loading
-    for successes in range(loading):
-        driver.fail(call, 2, successes)
-        words = r"answered CUresult 2: out of device memory. To do: free"
-        with pytest.raises(EngineError, match=words):
-            TensorRtEngine(onnx, library=driver.path)
-        assert driver.live == 0
-
-
-@pytest.mark.parametrize(
-    "call", ["cuCtxPushCurrent", "cuMemcpyHtoDAsync", "cuGraphLaunch", "cuMemcpyDtoHAsync",
-             "cuStreamSynchronize"]
-)  # fmt: skip
-def test_a_failure_while_running_is_in_words_and_closing_still_frees_all(
-    driver: Driver, engine: TensorRtEngine, call: str
-) -> None:
-    driver.fail(call, 719)
-    with pytest.raises(
-        LpvitEdgeError, match=r"719: a kernel that failed on the device. To do: res"
-    ):
-        engine.infer(images())
-    driver.fail("")
-    assert engine.infer(images()).shape == (2, 5)
-    engine.close()
-    assert driver.live == 0
-
-
-def test_a_lost_device_does_not_keep_the_engine_from_closing(
-    driver: Driver, engine: TensorRtEngine
-) -> None:
-    driver.fail("cuMemFree", 719)
-    engine.close()
-    driver.fail("")
-    assert "cuDevicePrimaryCtxRelease" in driver.names
-
-
 @pytest.mark.parametrize(("what", "words"), [("bind", "refused the address"), ("run", "not run")])
 def test_tensorrts_false_is_an_error(
     driver: Driver, trt: Any, tmp_path: Path, what: str, words: str
@@ -305,79 +200,6 @@ def test_tensorrts_false_is_an_error(
     with pytest.raises(EngineError, match=words):
         TensorRtEngine(write_plan(tmp_path), library=driver.path)
     assert driver.live == 0
-
-
-class OnDevice:
-    """What pycuda.gpuarray, CuPy and torch have in common."""
-
-    def __init__(self, array: NDArray[Any], **changes: Any) -> None:
-        self.array = array
-        self.__cuda_array_interface__ = {
-            "shape": array.shape, "typestr": array.dtype.str, "version": 3, "strides": None,
-            "data": (array.ctypes.data, False), "stream": None, **changes,
-        }  # fmt: skip
-
-
-def results(**changes: Any) -> dict[str, OnDevice]:
-    return {
-        name: OnDevice(np.zeros(SHAPES[name], np.float32), **changes)
-        for name in ("logits", "features")
-    }
-
-
-def test_arrays_on_the_device_go_in_and_out_without_a_copy_on_the_callers_stream(
-    driver: Driver, engine: TensorRtEngine, trt: Any
-) -> None:
-    x, out = images(), results()
-    before = dict(trt.contexts[0].addresses)
-    driver.forget()
-    engine.infer_into(OnDevice(x), out, stream=0x55)
-    assert trt.contexts[0].streams[-1] == 0x55
-    assert out["logits"].array == pytest.approx(compute({"x": x})["logits"], abs=1e-5)
-    assert not [n for n in driver.names if n.startswith(("cuMemcpy", "cuStreamSync", "cuMemAlloc"))]
-    assert trt.contexts[0].addresses == before  # the engine's own, for the next infer()
-
-
-def test_the_stream_that_makes_an_array_is_waited_for(
-    driver: Driver, engine: TensorRtEngine
-) -> None:
-    driver.forget()
-    engine.infer_into(OnDevice(images(), stream=0x66), results(), stream=0x55)
-    recorded = next(c for c in driver.calls if c.startswith("cuEventRecord"))
-    waited = next(c for c in driver.calls if c.startswith("cuStreamWaitEvent"))
-    assert recorded.endswith(", 0x66)")
-    assert waited.startswith("cuStreamWaitEvent(0x55, ")
-
-
-@pytest.mark.parametrize(
-    ("x", "words"),
-    [
-        (images(), "without __cuda_array_interface__"),
-        (OnDevice(images().astype(np.float64)), "is <f8 of shape"),
-        (OnDevice(images()[:1]), r"wants float32 \(<f4\) of shape \(2, 3, 4, 4\)"),
-        (OnDevice(images(), strides=(4, 4, 4, 4)), "is not contiguous"),
-    ],
-)
-def test_an_array_that_would_need_a_copy_is_refused(
-    engine: TensorRtEngine, x: Any, words: str
-) -> None:
-    with pytest.raises(EngineError, match=words):
-        engine.infer_into(x, results(), stream=0)
-
-
-def test_an_array_of_another_context_is_refused_with_the_remedy(
-    driver: Driver, engine: TensorRtEngine
-) -> None:
-    driver.pointer_context.value = 0xBAD
-    with pytest.raises(EngineError, match=r"another CUDA context .* import pycuda\.autoprimaryctx"):
-        engine.infer_into(OnDevice(images()), results(), stream=0)
-
-
-def test_read_only_results_are_refused(engine: TensorRtEngine) -> None:
-    out = results()
-    out["logits"] = OnDevice(np.zeros((2, 5), np.float32), data=(0x1000, True))
-    with pytest.raises(EngineError, match="logits is read-only"):
-        engine.infer_into(OnDevice(images()), out, stream=0)
 
 
 def test_layer_times_come_from_a_context_of_their_own(
@@ -468,45 +290,6 @@ def test_a_profile_takes_times_of_layers_alone_and_names_those_that_share_a_kern
     assert in_place_ms(tmp_path, layers, engine="fake", threads=1) == {}
 
 
-def test_a_graph_that_cannot_be_used_is_not_left_behind(
-    driver: Driver, trt: Any, tmp_path: Path
-) -> None:
-    driver.fail("cuGraphInstantiate", 2)
-    TensorRtEngine(write_plan(tmp_path), library=driver.path).close()
-    assert driver.live == 0
-    driver.fail("")
-    runtime = trt.Runtime(None).deserialize_cuda_engine(b"plan")
-    original = runtime.create_execution_context
-
-    def refusing() -> Any:
-        context = original()
-        run, calls = context.execute_async_v3, []
-
-        def second_is_false(*, stream_handle: int) -> bool:
-            calls.append(stream_handle)
-            return False if len(calls) == 2 else run(stream_handle=stream_handle)
-
-        context.execute_async_v3 = second_is_false
-        return context
-
-    runtime.create_execution_context = refusing
-    TensorRtEngine(write_plan(tmp_path), library=driver.path).close()
-    assert driver.live == 0
-
-
-def test_where_memory_cannot_be_shared_the_engine_copies(
-    driver: Driver, trt: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    driver.integrated.value = 1
-    driver.fail("cuMemHostGetDevicePointer", 2)
-    with TensorRtEngine(write_plan(tmp_path), library=driver.path) as engine:
-        driver.forget()
-        assert engine.infer(images()).shape == (2, 5)
-        assert "cuMemcpyHtoDAsync" in driver.names
-    assert "memory is not shared" in caplog.text
-    assert driver.live == 0
-
-
 def test_a_kernel_goes_with_its_context_and_is_loaded_anew(driver: Driver) -> None:
     def kernel() -> Any:
         return kernel_for(block_rows=64, block_cols=16, activation="gelu", library=driver.path)
@@ -516,6 +299,8 @@ def test_a_kernel_goes_with_its_context_and_is_loaded_anew(driver: Driver) -> No
         with opened(driver.path):
             assert kernel() is first
         assert kernel() is first  # an engine that closes leaves the others theirs
+        assert driver.state.unloads == 0
+    assert driver.state.unloads == 1  # torch may hold the context on
     with opened(driver.path) as device, device.calls.current(device.context):
         assert kernel() is not first
 

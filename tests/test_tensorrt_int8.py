@@ -26,7 +26,7 @@ from lpvit_engines.tensorrt.operators import SUPPORTED
 from lpvit_engines.tensorrt.rounding import emulated
 from lpvit_engines.tensorrt.sparse_layers import sparse_layers
 from tests.cuda.fake_driver import compile_fake_driver
-from tests.test_tensorrt_engine import Driver
+from tests.cuda.runtime_driver import Driver
 from tests.trt.fake_builder import building_tensorrt
 
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +274,33 @@ def test_one_logger_of_the_process_fills_every_log_that_lives() -> None:
     del first
     logger.log(Severity, "one is left")
     assert second.faults == ["both hear it", "one is left"]
+
+
+def test_a_log_may_begin_while_tensorrts_threads_speak() -> None:
+    class Module:
+        class ILogger:
+            pass
+
+    class Severity:
+        name = "INFO"
+
+    logs = [Log()]
+    logger = make_logger(Module, logs[0])
+
+    def begin() -> None:
+        for _ in range(300):
+            logs.append(Log())
+            make_logger(Module, logs[-1])
+
+    thread = threading.Thread(target=begin)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive():
+            logger.log(Severity, "said")
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    logger.log(Severity, "the last")
+    assert all(log.lines[-1].text == "the last" for log in logs)

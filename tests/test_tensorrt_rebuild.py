@@ -12,24 +12,28 @@ from numpy.typing import NDArray
 from onnx.shape_inference import infer_shapes
 
 from lpvit_edge.bundle import Bundle
-from lpvit_edge.errors import DeviceMismatchError, EngineError, MismatchError
+from lpvit_edge.errors import DeviceMismatchError, EngineError, FileFormatError, MismatchError
 from lpvit_edge.golden import Agreement
 from lpvit_edge.onnx_nodes import repeated_layer_model
 from lpvit_edge.proof import refuse_disagreement
 from lpvit_engines import Engine, load_engine
-from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt import ahead_of_time, making, plan_file
+from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.engine import TensorRtEngine
 from lpvit_engines.tensorrt.kept import MadePlan
+from lpvit_engines.tensorrt.making import make_plan
+from lpvit_engines.tensorrt.sparsity import LayerProof
 from tests.cuda.fake_driver import compile_fake_driver
+from tests.cuda.runtime_driver import Driver
 from tests.test_tensorrt_engine import (
     ORIN,
     SHAPES,
-    Driver,
     compute,
     images,
     manifest_of,
     write_plan,
 )
+from tests.test_tensorrt_int8 import block_layer, two_four_layer
 from tests.trt.fake_builder import building_tensorrt
 from tests.trt.fake_trt import fake_tensorrt
 
@@ -47,8 +51,8 @@ def driver(library: Path) -> Driver:
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = fake_tensorrt(SHAPES, compute)
+def trt(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = fake_tensorrt(SHAPES, compute, driver=driver)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
     return module
@@ -64,13 +68,14 @@ def test_the_old_engine_serves_until_the_new_plan_is_swapped_in(
     onnx = write_plan(tmp_path)
     before = files_of(tmp_path)
     old = TensorRtEngine(onnx, library=driver.path)
-    old._loaded.session._executable = None  # type: ignore[union-attr]  # a fake graph computes nothing
     x = images()
     answer = compute({"x": x})["logits"]
     trt.__version__ = "10.16.2"
 
-    def build_plan(path: Path, device: object, *, proven: bool, precision: str) -> MadePlan:
-        assert (proven, precision) == (True, "float16")
+    def build_plan(
+        path: Path, device: object, *, proven: bool, precision: str, python_free: bool
+    ) -> MadePlan:
+        assert (proven, precision, python_free) == (True, "float16", False)
         assert old.infer(x) == pytest.approx(answer, abs=1e-5)
         content = b"plan of the upgraded device"
         return MadePlan(plan=content, manifest=manifest_of(path, device=UPGRADED, content=content))
@@ -113,8 +118,7 @@ def building(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> tuple[Any, Path, NDArray[np.float32]]:
     """(a TensorRT that builds, an ONNX file with a 2:4 layer and a plan of an older TensorRT, x)"""
-    driver.fail("cuStreamBeginCapture", 901)  # a fake graph would compute nothing
-    module = building_tensorrt()
+    module = building_tensorrt(driver=driver)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -149,6 +153,59 @@ def test_a_rebuild_times_every_sparse_layer_against_its_dense_twin(
     assert after.proofs is not None
     assert [proof.pattern for proof in after.proofs] == ["2:4"]
     assert len(module.configs) == builds + 3  # the layer sparse, dense, and the whole network
+
+
+def test_a_rebuild_keeps_the_kernels_in_the_plan_where_they_were(
+    driver: Driver,
+    building: tuple[Any, Path, NDArray[np.float32]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module, onnx, _ = building
+    forms: list[str] = []
+    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: forms.append("py"))
+    monkeypatch.setattr(ahead_of_time, "register", lambda trt: forms.append("ptx"))
+
+    def rebuilt(version: str) -> tuple[bool, set[str]]:
+        forms.clear()
+        module.__version__ = version
+        with TensorRtEngine(onnx, rebuild=True, library=driver.path) as engine:
+            return engine.manifest.python_free, set(forms)
+
+    module.__version__ = "10.13.3"
+    onnx.write_bytes(block_layer().SerializeToString())
+    with opened(driver.path) as device, device.calls.current(device.context):
+        monkeypatch.setattr(making, "prove", kept_sparse)
+        make_plan(onnx, device, proven=True, python_free=True)
+    assert rebuilt("10.16.2") == (True, {"ptx"})
+    assert rebuilt("10.3.0") == (False, {"py"})  # JetPack 6 again
+    assert "10.3.0 cannot make such a one, and the new one calls Python" in caplog.text
+    onnx.write_bytes(two_four_layer().SerializeToString())
+    assert rebuilt("10.16.2") == (True, {"py"})  # nothing in it is a plugin: neither form binds it
+    assert rebuilt("10.16.3") == (True, {"py"})
+
+
+def kept_sparse(portable: object, layer: str, pattern: str, **_: object) -> LayerProof:
+    return LayerProof(
+        layer=layer, pattern=pattern, dense_ms=2.0, sparse_ms=1.0, kernel="k", kept=True
+    )
+
+
+def test_a_rebuild_takes_a_damaged_plan_for_none(
+    driver: Driver, building: tuple[Any, Path, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    module, onnx, x = building
+    module.__version__ = "10.3.0"
+    (plan,) = onnx.parent.glob("*.plan")
+    plan.write_bytes(b"half of it")
+    with pytest.raises(FileFormatError, match=r"is not the plan that model\.plan\.json describes"):
+        TensorRtEngine(onnx, library=driver.path)
+    TensorRtEngine(onnx, rebuild=True, library=driver.path).close()
+    plan_file.manifest_path(onnx).write_text('{"kind": "tensorrt-plan", "format": 99}')
+    with TensorRtEngine(onnx, rebuild=True, library=driver.path) as engine:
+        assert engine.infer(x).shape == (1, 1, 1)
+    assert len(list(onnx.parent.glob("*.plan"))) == 1
+    assert driver.live == 0
 
 
 def test_a_rebuilt_engine_that_answers_otherwise_is_not_put_in_place(

@@ -44,7 +44,8 @@ def every_answer(library: str) -> list[Any]:
             device, context, calls.device_name(device), calls.total_bytes(device),
             calls.multiprocessors(device), calls.is_integrated(device),
             calls.compute_capability(device), calls.driver_version(), calls.current_context(),
-            calls.context_of(address), calls.free_bytes(), calls.device_address(host) == host,
+            calls.context_of(address), calls.ordinal_of(address), calls.free_bytes(),
+            calls.device_address(host) == host,
             ctypes.string_at(host).decode(), calls.elapsed_ms(event, event), kernel.target,
         ]  # fmt: skip
         calls.destroy_executable(executable)

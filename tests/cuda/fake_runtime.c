@@ -14,7 +14,12 @@ int fake_fails_with;     /* its CUresult */
 int fake_fails_after;    /* this many successes first */
 int fake_live;           /* handles and memory given out and not given back */
 int fake_integrated;
-void *fake_pointer_context;
+void *fake_capturing;            /* the stream that is being captured */
+int fake_capture;                /* which capture that is */
+void (*fake_replay)(int capture);
+static int capture_of[1 << 16];  /* by handle of a graph */
+void *fake_pointer_context = (void *)0xc0;
+int fake_pointer_ordinal;
 static void *current[16];
 static int depth;
 static uintptr_t next_handle = 0x1000;
@@ -34,6 +39,7 @@ static int note(const char *name, const char *arguments) {
     if (result) return result
 
 #define X(value) ((unsigned long long)(uintptr_t)(value))
+#define CAPTURE(graph) capture_of[(X(graph) >> 4) & 0xffff]
 
 static void give(void **target) { *target = (void *)(next_handle += 0x10), fake_live++; }
 
@@ -47,17 +53,17 @@ int cuDeviceGetName(char *name, int size, int device) { CALL("cuDeviceGetName", 
 int cuDeviceTotalMem_v2(size_t *size, int device) { CALL("cuDeviceTotalMem", "%d", device); *size = 8ull << 30; return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { CALL("cuDevicePrimaryCtxRetain", "%d", device); *context = (void *)0xc0; fake_live++; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int device) { CALL("cuDevicePrimaryCtxRelease", "%d", device); fake_live--; return 0; }
-int cuCtxGetCurrent(void **context) { *context = depth ? current[depth - 1] : 0; return 0; }
+int cuCtxGetCurrent(void **context) { CALL("cuCtxGetCurrent", "%s", ""); *context = depth ? current[depth - 1] : 0; return 0; }
 int cuCtxPushCurrent_v2(void *context) { CALL("cuCtxPushCurrent", "%#llx", X(context)); current[depth++] = context; return 0; }
 int cuCtxPopCurrent_v2(void **context) { CALL("cuCtxPopCurrent", "%s", ""); *context = current[--depth]; return 0; }
 int cuStreamCreate(void **stream, unsigned flags) { CALL("cuStreamCreate", "%u", flags); give(stream); return 0; }
 int cuStreamDestroy_v2(void *stream) { CALL("cuStreamDestroy", "%#llx", X(stream)); fake_live--; return 0; }
 int cuStreamSynchronize(void *stream) { CALL("cuStreamSynchronize", "%#llx", X(stream)); return 0; }
-int cuStreamBeginCapture_v2(void *stream, int mode) { CALL("cuStreamBeginCapture", "%#llx, %d", X(stream), mode); return 0; }
-int cuStreamEndCapture(void *stream, void **graph) { CALL("cuStreamEndCapture", "%#llx", X(stream)); give(graph); return 0; }
+int cuStreamBeginCapture_v2(void *stream, int mode) { CALL("cuStreamBeginCapture", "%#llx, %d", X(stream), mode); fake_capturing = stream, fake_capture++; return 0; }
+int cuStreamEndCapture(void *stream, void **graph) { fake_capturing = 0; CALL("cuStreamEndCapture", "%#llx", X(stream)); give(graph); CAPTURE(*graph) = fake_capture; return 0; }
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { CALL("cuStreamWaitEvent", "%#llx, %#llx, %u", X(stream), X(event), flags); return 0; }
-int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long flags) { CALL("cuGraphInstantiate", "%#llx, %llu", X(graph), flags); give(made); return 0; }
-int cuGraphLaunch(void *made, void *stream) { CALL("cuGraphLaunch", "%#llx, %#llx", X(made), X(stream)); return 0; }
+int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long flags) { CALL("cuGraphInstantiate", "%#llx, %llu", X(graph), flags); give(made); CAPTURE(*made) = CAPTURE(graph); return 0; }
+int cuGraphLaunch(void *made, void *stream) { CALL("cuGraphLaunch", "%#llx, %#llx", X(made), X(stream)); if (fake_replay) fake_replay(CAPTURE(made)); return 0; }
 int cuGraphExecDestroy(void *made) { CALL("cuGraphExecDestroy", "%#llx", X(made)); fake_live--; return 0; }
 int cuGraphDestroy(void *graph) { CALL("cuGraphDestroy", "%#llx", X(graph)); fake_live--; return 0; }
 int cuEventCreate(void **event, unsigned flags) { CALL("cuEventCreate", "%u", flags); give(event); return 0; }
@@ -73,4 +79,4 @@ int cuMemFreeHost(void *address) { CALL("cuMemFreeHost", "%s", ""); free(address
 int cuMemHostGetDevicePointer_v2(unsigned long long *address, void *host, unsigned flags) { CALL("cuMemHostGetDevicePointer", "%u", flags); *address = X(host); return 0; }
 int cuMemcpyHtoDAsync_v2(unsigned long long target, const void *host, size_t size, void *stream) { CALL("cuMemcpyHtoDAsync", "%zu, %#llx", size, X(stream)); memcpy((void *)(uintptr_t)target, host, size); return 0; }
 int cuMemcpyDtoHAsync_v2(void *host, unsigned long long source, size_t size, void *stream) { CALL("cuMemcpyDtoHAsync", "%zu, %#llx", size, X(stream)); memcpy(host, (void *)(uintptr_t)source, size); return 0; }
-int cuPointerGetAttribute(void *data, int attribute, unsigned long long address) { CALL("cuPointerGetAttribute", "%d, %#llx", attribute, address); *(void **)data = fake_pointer_context ? fake_pointer_context : (void *)0xc0; return 0; }
+int cuPointerGetAttribute(void *data, int attribute, unsigned long long address) { CALL("cuPointerGetAttribute", "%d, %#llx", attribute, address); if (attribute == 9) return *(int *)data = fake_pointer_ordinal, 0; *(void **)data = fake_pointer_context; return 0; }

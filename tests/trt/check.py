@@ -12,9 +12,11 @@ import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 _KEPT: list[Any] = []  # plugins, which 10.3 must not destroy
+_OPTIONAL = {"IPluginV3.destroy", "IPluginV3OneBuild.get_valid_tactics"}
 
 
 def split(text: str) -> list[str]:
@@ -78,7 +80,7 @@ def problem_of(trt: Any, use: dict[str, Any]) -> str | None:
 
 
 def overridden(trt: Any) -> list[str]:
-    """Methods of ours that cannot take the call that TensorRT will make."""
+    """Methods that TensorRT will call and we lack, or that cannot take the call."""
     from lpvit_engines.tensorrt import log, plugin, progress, times
 
     plugin_class = plugin.plugin_class(trt)
@@ -90,20 +92,24 @@ def overridden(trt: Any) -> list[str]:
         (type(progress.make_monitor(trt, None, lambda: False)), trt.IProgressMonitor),
         (type(times.make_profiler(trt, {})), trt.IProfiler),
     )  # fmt: skip
-    wrong = []
-    checked: set[str] = set()
-    for ours, base in subclasses:
-        for name, member in vars(base).items():
-            mine = getattr(ours, name, None)
-            if name.startswith("_") or not callable(member) or mine in (None, member):
-                continue
-            checked.add(f"{base.__name__}.{name}")
-            want = {len(parameters) for parameters in overloads(getattr(base, name))}
-            have = len(inspect.signature(mine).parameters) - 1
-            if want and have not in want:
-                wrong.append(f"{base.__name__}.{name}: {have} parameters, {sorted(want)} wanted")
-    assert {"IPluginV3OneRuntime.enqueue", "IPluginV3OneBuild.get_output_shapes"} <= checked
-    return wrong
+    return [
+        f"{base.__name__}.{name}: {problem}"
+        for ours, base in subclasses
+        for name, member in vars(base).items()
+        if callable(member) and not isinstance(member, type) and not name.startswith("_")
+        if f"{base.__name__}.{name}" not in _OPTIONAL
+        if (problem := unfit(ours, base, name)) is not None
+    ]
+
+
+def unfit(ours: type, base: type, name: str) -> str | None:
+    """Why a method that TensorRT calls cannot be called on our class; None where it can."""
+    owner = next(cls for cls in ours.__mro__ if name in vars(cls))
+    if not owner.__module__.startswith("lpvit"):
+        return "we have none of our own"
+    want = {len(parameters) for parameters in overloads(getattr(base, name))}
+    have = len(inspect.signature(getattr(ours, name)).parameters) - 1
+    return None if have in want else f"{have} parameters, {sorted(want)} wanted"
 
 
 def plugin_refuses_other_shapes(trt: Any, made: Any) -> None:
@@ -130,6 +136,48 @@ def plugin_refuses_other_shapes(trt: Any, made: Any) -> None:
         raise AssertionError(f"{call.__name__} took shapes that are not the layer's")
 
 
+def plugin_tells_its_output(trt: Any, made: Any) -> None:
+    """The output has X's axes, of which the last becomes out_features."""
+    constants: list[int] = []
+    written: list[tuple[int, Any]] = []
+
+    class Expressions(trt.IExprBuilder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IExprBuilder.__init__(self)
+
+        def constant(self, value: int) -> Any:  # of which there are none without TensorRT
+            constants.append(value)
+
+    class Shape(trt.DimsExprs):  # type: ignore[misc]
+        def __setitem__(self, index: int, value: Any) -> None:
+            written.append((index, value))
+            super().__setitem__(index, value)
+
+    of_x = trt.DimsExprs(3)
+    made.trt = SimpleNamespace(DimsExprs=Shape)
+    shapes = made.get_output_shapes([of_x, *[trt.DimsExprs(1)] * 4], [], Expressions())
+    made.trt = trt
+    assert [len(shape) for shape in shapes] == [3]
+    assert shapes[0] is not of_x
+    assert constants == [3072]
+    assert written == [(2, None)]
+    assert made.get_output_data_types([trt.DataType.HALF] * 5) == [trt.DataType.HALF]
+
+
+def plugin_is_copied_with_its_kernel(trt: Any, made: Any) -> None:
+    """Into execution contexts, and by TensorRT's own threads, which have no CUDA context."""
+    for twin in (made.clone(), made.attach_to_context(None)):
+        _KEPT.append(twin)
+        assert twin is not made
+        assert (twin.given, twin.kernel) == (made.given, made.kernel)
+        assert (twin.plugin_namespace, twin.num_outputs) == ("lpvit", 1)
+        kinds = ("CORE", "BUILD", "RUNTIME")
+        for kind in (getattr(trt.PluginCapabilityType, name) for name in kinds):
+            assert twin.get_capability_interface(kind) is twin
+        twin.set_tactic(0)
+        assert twin.get_workspace_size([], []) == 0
+
+
 def plugin_works(trt: Any, library: str) -> None:
     """The creator and the plugin with real TensorRT objects, on the fake driver."""
     import numpy as np
@@ -153,12 +201,8 @@ def plugin_works(trt: Any, library: str) -> None:
     assert (made.plugin_namespace, made.num_outputs) == ("lpvit", 1)
     again = plugin_fields.read_fields(made.get_fields_to_serialize())
     assert again == made.given, again
-    twin = made.clone()
-    _KEPT.extend((made, twin))
-    assert twin is not made
-    assert twin.given == made.given
-    assert twin.kernel is made.kernel
-
+    _KEPT.append(made)
+    plugin_is_copied_with_its_kernel(trt, made)
     described = [trt.DynamicPluginTensorDesc() for _ in range(6)]
     for index, one in enumerate(described):
         one.desc.type = trt.DataType.INT32 if index in (2, 3) else trt.DataType.HALF
@@ -168,8 +212,7 @@ def plugin_works(trt: Any, library: str) -> None:
     assert not made.supports_format_combination(0, described, 5)
     described[1].desc.format = trt.TensorFormat.CHW32
     assert not made.supports_format_combination(1, described, 5)
-    assert made.get_output_data_types([trt.DataType.HALF] * 5) == [trt.DataType.HALF]
-
+    plugin_tells_its_output(trt, made)
     plugin_refuses_other_shapes(trt, made)
 
     class Description:

@@ -11,7 +11,7 @@ import pytest
 
 from lpvit_edge.errors import EngineError
 from lpvit_engines.cuda.manifest import shipped_manifest
-from lpvit_engines.tensorrt import ahead_of_time
+from lpvit_engines.tensorrt import ahead_of_time, forms, plugin
 
 
 class Number:
@@ -52,22 +52,32 @@ def ahead_of_time_works(trt: Any) -> list[Any]:
     """The form that needs no Python at run time, with the real classes behind tensorrt.plugin."""
     sys.modules["tensorrt.plugin"] = import_module("tensorrt_bindings.plugin")
     creators: dict[tuple[str, str, str], Any] = {}
+    registered = 0
 
     def register_creator(creator: Any, namespace: str) -> bool:
+        nonlocal registered
+        registered += 1
         creators[creator.name, creator.plugin_version, namespace] = creator
         return True
 
-    registry = SimpleNamespace(
+    registry = SimpleNamespace(  # tensorrt.plugin asks what is there
         register_creator=register_creator, get_creator=lambda *key: creators.get(key)
     )
     trt.get_plugin_registry = lambda: registry
     key = ("BlockSparseLinear", "1", "lpvit")
-    creators[key] = object()
+    plugin.register(trt)
+    plugin.register(trt)
+    assert type(creators[key]) is plugin.creator_class(trt)
+    assert registered == 1
     with pytest.raises(EngineError, match="in the form that calls Python"):
         ahead_of_time.register(trt)
+    forms._known.clear()  # as in another process
     creators.clear()
     ahead_of_time.register(trt)
     ahead_of_time.register(trt)
+    assert registered == 2
+    with pytest.raises(EngineError, match="in the form of python_free plans"):
+        plugin.register(trt)
     integers = {"block_rows": 64, "block_cols": 16, "in_features": 768, "out_features": 3072}
     arrays = {name: np.array([value], np.int32) for name, value in integers.items()}
     text = np.frombuffer(b"gelu", np.int8).copy()

@@ -1,7 +1,7 @@
 """A fake TensorRT that also builds: its plan is the ONNX file, which ONNX Runtime then computes.
 
-What cannot be computed without the plugin answers zeros. Only calls that the contract test holds
-against the real bindings are there.
+Block-sparse layers are computed from what is packed for the kernel. Only calls that the contract
+test holds against the real bindings are there.
 """
 
 import json
@@ -13,6 +13,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from tests.cuda.runtime_driver import Driver
+from tests.trt.fake_plugin import without_plugins
 from tests.trt.fake_trt import Context, fake_tensorrt
 
 _MAGIC = b"plan:"
@@ -52,10 +54,13 @@ class Config:
         return self.cache
 
 
-def building_tensorrt(*, refuses: str | None = None, sparse: bool = True) -> SimpleNamespace:
+def building_tensorrt(
+    *, refuses: str | None = None, sparse: bool = True, driver: Driver | None = None
+) -> SimpleNamespace:
     """A module. `refuses` is a word of TensorRT's for every network; with `sparse` off, 2:4 layers
-    run dense kernels. `configs` on it lists the settings of each build."""
-    module = fake_tensorrt({}, lambda arrays: {})
+    run dense kernels. `configs` on it lists the settings of each build; `driver`: see
+    fake_tensorrt."""
+    module = fake_tensorrt({}, lambda arrays: {}, driver=driver)
     configs: list[Config] = []
 
     class Parser:
@@ -119,7 +124,7 @@ def _engine(module: SimpleNamespace, plan: bytes) -> Any:
     names = list(shapes)
 
     def create_execution_context() -> Context:
-        made = Context(shapes, _computing(model, inputs))
+        made = Context(shapes, _computing(model, inputs), module.driver)
         module.contexts.append(made)
         return made
 
@@ -139,10 +144,10 @@ def _engine(module: SimpleNamespace, plan: bytes) -> Any:
 
 
 def _computing(model: Any, inputs: set[str]) -> Any:
-    if any(node.domain for node in model.graph.node):
-        return lambda arrays: {name: 0.0 for name in arrays if name not in inputs}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # else it tells of each initializer that nothing reads any more
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        without_plugins(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     outputs = [x.name for x in session.get_outputs()]
 
@@ -170,12 +175,13 @@ def _unquantized(model: Any) -> Any:
 def _inspected(model: Any, sparse: bool) -> str:
     from lpvit_engines.tensorrt.sparse_layers import sparse_layers
 
-    has_plugin = any(node.domain for node in model.graph.node)
-    two_four = {} if has_plugin else sparse_layers(_unquantized(model))
+    two_four = sparse_layers(_unquantized(model))
     layers = []
     for node in model.graph.node:
-        kernel = "BlockSparseLinear" if node.domain else f"sm80_{node.op_type.lower()}"
-        if sparse and node.name.removesuffix(f"/{node.op_type}") in two_four:
+        kind, kernel = node.op_type, f"sm80_{node.op_type.lower()}"
+        if node.domain:
+            kind, kernel = "PluginV3", "BlockSparseLinear"
+        elif sparse and node.name.removesuffix(f"/{node.op_type}") in two_four:
             kernel = "sm80_xmma_sparse_gemm"
-        layers.append({"Name": node.name, "TacticName": kernel})
+        layers.append({"Name": node.name, "LayerType": kind, "TacticName": kernel})
     return json.dumps({"Layers": layers})

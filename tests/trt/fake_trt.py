@@ -6,21 +6,25 @@ execution context computes on the fake driver's memory, which is host memory.
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.cuda.runtime_driver import Driver
+
 Compute = Callable[[dict[str, NDArray[np.float32]]], dict[str, NDArray[np.float32]]]
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Context:
-    """Runs `compute` on whatever addresses are bound when it is asked to."""
+    """Runs `compute` on whatever addresses are bound when it is asked to; without a driver at once,
+    even where its stream is captured."""
 
-    def __init__(self, shapes: Shapes, compute: Compute) -> None:
-        self.shapes, self.compute = shapes, compute
+    def __init__(self, shapes: Shapes, compute: Compute, driver: Driver | None) -> None:
+        self.shapes, self.compute, self.driver = shapes, compute, driver
         self.addresses: dict[str, int] = {}
         self.streams: list[int] = []
         self.fails: str | None = None  # "bind" or "run"
@@ -34,17 +38,24 @@ class Context:
         self.streams.append(stream_handle)
         if self.fails == "run":
             return False
-        arrays = {name: self._array(name) for name in self.shapes}
-        for name, value in self.compute(arrays).items():
-            arrays[name][...] = value
+        work = partial(self._work, dict(self.addresses))
+        if self.driver is None:
+            work()
+        else:
+            self.driver.enqueue(stream_handle, work)
         if self.profiler is not None:
             self.profiler.report_layer_time("head + softmax", 0.25)
         return True
 
-    def _array(self, name: str) -> NDArray[np.float32]:
-        size = int(np.prod(self.shapes[name]))
-        buffer = (ctypes.c_float * size).from_address(self.addresses[name])
-        return np.ctypeslib.as_array(buffer).reshape(self.shapes[name])
+    def _work(self, addresses: dict[str, int]) -> None:
+        arrays = {name: _array(addresses[name], shape) for name, shape in self.shapes.items()}
+        for name, value in self.compute(arrays).items():
+            arrays[name][...] = value
+
+
+def _array(address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    buffer = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+    return np.ctypeslib.as_array(buffer).reshape(shape)
 
 
 class Listener:
@@ -52,16 +63,21 @@ class Listener:
 
 
 def fake_tensorrt(
-    shapes: Shapes, compute: Compute, *, inputs: tuple[str, ...] = ("x",)
+    shapes: Shapes,
+    compute: Compute,
+    *,
+    inputs: tuple[str, ...] = ("x",),
+    driver: Driver | None = None,
 ) -> SimpleNamespace:
-    """A module; `contexts` on it lists the execution contexts that were made."""
+    """A module; `contexts` on it lists the execution contexts that were made. With the fake driver
+    under it, captured graphs compute when they are launched."""
     modes = SimpleNamespace(INPUT="in", OUTPUT="out")
     types = SimpleNamespace(FLOAT="float32", HALF="float16", INT32="int32")
     contexts: list[Context] = []
     names = list(shapes)
 
     def create_execution_context() -> Context:
-        contexts.append(Context(shapes, compute))
+        contexts.append(Context(shapes, compute, driver))
         return contexts[-1]
 
     engine = SimpleNamespace(
@@ -75,7 +91,6 @@ def fake_tensorrt(
     runtime = SimpleNamespace(
         deserialize_cuda_engine=lambda plan: engine if plan.startswith(b"plan") else None
     )
-    registry = SimpleNamespace(get_creator=lambda *_: object())
     bases = {name: type(name, (), {}) for name in _BASES}
     field = SimpleNamespace(data=[7, 8, 9])
     return SimpleNamespace(
@@ -88,8 +103,8 @@ def fake_tensorrt(
         PluginFieldType=SimpleNamespace(INT32=0, CHAR=1),
         PluginField=lambda *_: field,
         PluginFieldCollection=list,
-        get_plugin_registry=lambda: registry,
         contexts=contexts,
+        driver=driver,
         **bases,
     )
 

@@ -16,6 +16,7 @@ CLASS_OF = {
     "config": "IBuilderConfig",
     "context": "IExecutionContext",
     "engine": "ICudaEngine",
+    "expr_builder": "IExprBuilder",
     "inspector": "EngineInspector",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",

@@ -53,7 +53,8 @@ _PROTOTYPES: dict[str, list[Any]] = {
 }
 # From cuda.h.
 _MULTIPROCESSORS, _INTEGRATED = 16, 18  # CUdevice_attribute
-_POINTER_CONTEXT = 1  # CUpointer_attribute
+_POINTER_CONTEXT, _POINTER_ORDINAL = 1, 9  # CUpointer_attribute
+_INVALID_VALUE = 1  # CUresult
 _STREAM_NON_BLOCKING = 1
 _EVENT_BLOCKING_SYNC = 1
 _HOST_DEVICEMAP = 2
@@ -161,11 +162,21 @@ class Calls:
         """Make a context current on this thread for good."""
         self._ask("cuCtxPushCurrent_v2", context)
 
-    def context_of(self, address: int) -> int:
-        """The context that a device address belongs to."""
+    def context_of(self, address: int) -> int | None:
+        """The context that memory belongs to: 0 for a pool's, which belongs to none, None for an
+        address that CUDA does not know."""
         context = c_void_p()
-        self._ask("cuPointerGetAttribute", byref(context), _POINTER_CONTEXT, address)
+        code = self.driver.cuPointerGetAttribute(byref(context), _POINTER_CONTEXT, address)
+        if code == _INVALID_VALUE:
+            return None
+        check(code, call="cuPointerGetAttribute")
         return context.value or 0
+
+    def ordinal_of(self, address: int) -> int:
+        """The number of the device that memory belongs to."""
+        ordinal = c_int()
+        self._ask("cuPointerGetAttribute", byref(ordinal), _POINTER_ORDINAL, address)
+        return ordinal.value
 
     # memory
 

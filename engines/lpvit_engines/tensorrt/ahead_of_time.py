@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines.cuda.manifest import KernelManifest, Variant, read_image, shipped_manifest
+from lpvit_engines.tensorrt.forms import register_once
 from lpvit_engines.tensorrt.library import version_of
-from lpvit_engines.tensorrt.plugin_fields import NAME, NAMESPACE, VERSION
+from lpvit_engines.tensorrt.plugin_fields import NAME, NAMESPACE
 
 OLDEST = (10, 9)
 _ABSENT = ("residual", "scratch", "profile_scratch")
 _SHARED_WITHOUT_OPTIN = 48 * 1024  # whether TensorRT asks for more is written nowhere
-_registered: list[Any] = []  # modules in which this form is the one
 
 
 def register(trt: Any) -> None:
@@ -38,20 +38,13 @@ def register(trt: Any) -> None:
             f"TensorRT {trt.__version__} keeps no kernels of Python plugins in its plans; version "
             "10.9 (JetPack 7) does. Build without python_free"
         )
-    if trt in _registered:
-        return
-    registry = trt.get_plugin_registry()
-    if registry is None:
-        raise EngineError("TensorRT has no plugin registry; reinstall TensorRT")
-    if registry.get_creator(NAME, VERSION, NAMESPACE) is not None:
-        raise EngineError(
-            f"{NAMESPACE}::{NAME} is registered in this process already, in the form that calls "
-            "Python; build the python_free plan in a process of its own"
-        )
-    plugins = require("tensorrt.plugin")
-    plugins.register(f"{NAMESPACE}::{NAME}")(_described(plugins))
-    plugins.aot_impl(f"{NAMESPACE}::{NAME}")(_compiled(plugins))
-    _registered.append(trt)
+
+    def with_functions(_: Any) -> None:
+        plugins = require("tensorrt.plugin")
+        plugins.register(f"{NAMESPACE}::{NAME}")(_described(plugins))
+        plugins.aot_impl(f"{NAMESPACE}::{NAME}")(_compiled(plugins))
+
+    register_once(trt, "ptx", with_functions)
 
 
 def _described(plugins: Any) -> Any:

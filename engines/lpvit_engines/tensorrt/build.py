@@ -169,10 +169,10 @@ def layers_of(trt: Any, plan: bytes) -> tuple[EngineLayer, ...]:
 
 
 def deserialized(trt: Any, logger: Any, plan: bytes, log: Log) -> tuple[Any, Any]:
-    """(runtime, engine) of a serialized engine; keep both, and the logger, while it is used."""
-    from lpvit_engines.tensorrt.plugin import register
+    """(runtime, engine) of a serialized engine; keep both, and the logger, while it is used.
 
-    register(trt)
+    Its plugin must be registered, unless its kernels lie in it (python_free).
+    """
     runtime = made("Runtime", lambda: trt.Runtime(logger), log=log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

@@ -11,14 +11,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lpvit_edge.errors import DeviceMismatchError, EngineError, LpvitEdgeError, MismatchError
+from lpvit_edge.errors import (
+    DeviceMismatchError,
+    EngineError,
+    FileFormatError,
+    LpvitEdgeError,
+    MismatchError,
+)
 from lpvit_engines.base import Engine
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.inputs import check_input
-from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt import plan_file, plugin
 from lpvit_engines.tensorrt.arrays import device_array
 from lpvit_engines.tensorrt.device import opened
-from lpvit_engines.tensorrt.kept import MadePlan, kept_plan
+from lpvit_engines.tensorrt.kept import MadePlan, keeps_kernels, kept_plan
 from lpvit_engines.tensorrt.library import load_tensorrt
 from lpvit_engines.tensorrt.making import LoadedPlan, build_plan
 from lpvit_engines.tensorrt.session import EventTimes
@@ -67,8 +73,10 @@ class TensorRtEngine:
                 found = self._kept_plan(rebuild=rebuild)
                 if proven and found is not None and found.manifest.proofs is None:
                     found = None  # TensorRT chose alone: that is no plan to put in service
-                plan = found or self._new_plan(proven=proven)
+                plan = found or self._new_plan(trt, proven=proven)
                 self.manifest = plan.manifest
+                if not plan.manifest.python_free:
+                    plugin.register(trt)
                 self._loaded: LoadedPlan | None = self._load(trt, plan.plan)
             stack.callback(self._release, self._loaded)
             self.input_shape, self.outputs = _edges(path, self._loaded)
@@ -81,15 +89,21 @@ class TensorRtEngine:
         """The plan beside the ONNX file; None where one must be built."""
         try:
             return kept_plan(self.path, self._device, precision=self.precision)
-        except DeviceMismatchError as error:
+        except (DeviceMismatchError, FileFormatError) as error:
             if not rebuild:
                 raise
             _LOG.warning("%s", error)
             return None
 
-    def _new_plan(self, *, proven: bool) -> MadePlan:
+    def _new_plan(self, trt: Any, *, proven: bool) -> MadePlan:
         _LOG.warning("building the engine of %s; this takes minutes", self.path)
-        return build_plan(self.path, self._device, proven=proven, precision=self.precision)
+        return build_plan(
+            self.path,
+            self._device,
+            proven=proven,
+            precision=self.precision,
+            python_free=keeps_kernels(self.path, precision=self.precision, trt=trt),
+        )
 
     def _accepted(self, accept: Callable[[Engine], None] | None) -> None:
         if accept is None:
@@ -126,7 +140,11 @@ class TensorRtEngine:
         return LoadedPlan(trt, self._device, plan, zero_copy=True)
 
     def _release(self, loaded: LoadedPlan) -> None:
-        with self._device.calls.current(self._device.context):
+        try:
+            with self._device.calls.current(self._device.context):
+                loaded.close()
+        except LpvitEdgeError as error:
+            _LOG.warning("the engine closes without its CUDA context: %s", error)
             loaded.close()
 
     def infer(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -162,23 +180,21 @@ class TensorRtEngine:
         number. Returns at once: wait for the stream before reading, and before another call.
         """
         with self._current() as loaded:
-            calls, context = self._device.calls, self._device.context
-            session, addresses = loaded.session, {}
+            session, found = loaded.session, {}
             given = {session.inputs[0].name: x, **outputs}
             for tensor in (*session.inputs, *session.outputs):
                 if tensor.name not in given:
                     raise EngineError(f"no array for output {tensor.name}; give one for each")
-                found = device_array(
+                found[tensor.name] = device_array(
                     given[tensor.name],
                     name=tensor.name,
                     shape=tensor.shape,
-                    calls=calls,
-                    context=context,
+                    device=self._device,
                     writable=tensor.name in outputs,
                 )
-                addresses[tensor.name] = found.address
-                if found.stream is not None and found.stream != stream:
-                    _wait_for_producer(calls, found.stream, stream)
+            for producer in {array.stream for array in found.values()} - {None, stream}:
+                _wait_for_producer(self._device.calls, producer, stream)
+            addresses = {name: array.address for name, array in found.items()}
             session.run_in_place(addresses, stream=stream)
 
     def event_times(

@@ -20,7 +20,9 @@ _NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _SKIPPED = re.compile(r"skipping tactic", re.IGNORECASE)
-_NO_PLUGIN = re.compile(r"plugin.*not (?:be )?found|cannot find plugin|no importer", re.IGNORECASE)
+_NO_PLUGIN = re.compile(
+    r"plugin.*not (?:be )?found|(?:cannot|could not) find plugin|no importer", re.IGNORECASE
+)
 _FAULTS = ("INTERNAL_ERROR", "ERROR")
 _SHOWN = 8
 _KEPT = 20_000  # of an engine that serves for months beside others that are built
@@ -88,7 +90,8 @@ def memory_skips(lines: Iterable[Line]) -> int:
 
 
 _speakers: list[tuple[Any, Any, "WeakSet[Log]"]] = []  # module, its logger, who listens
-_speakers_lock = threading.Lock()
+# The same thread may come again: TensorRT speaks when the garbage collector frees an engine.
+_speakers_lock = threading.RLock()
 
 
 def make_logger(trt: Any, log: Log) -> Any:
@@ -115,7 +118,9 @@ def _logger(trt: Any, listening: "WeakSet[Log]") -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            for log in tuple(listening):
+            with _speakers_lock:  # another thread's new log would end the iteration, and TensorRT
+                logs = tuple(listening)
+            for log in logs:
                 log.add(severity.name, msg)
 
     return Logger()

@@ -17,6 +17,7 @@ from lpvit_edge.errors import EngineError, LpvitEdgeError
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.cuda.calls import load_calls
 from lpvit_engines.cuda.kernel import Kernel, open_kernel
+from lpvit_engines.tensorrt.forms import register_once
 from lpvit_engines.tensorrt.plugin_fields import (
     NAME,
     NAMESPACE,
@@ -52,26 +53,27 @@ def kernel_for(
         return _kernels[key]
 
 
-def forget_kernels(library: str, context: int) -> None:
-    """The context goes, and with it what was loaded into it; its handle may come again."""
+def take_kernels(library: str, context: int) -> list[Kernel]:
+    """What was loaded into a context, for whoever lets it go; its handle may come again."""
     with _kernels_lock:
-        for key in [key for key in _kernels if key[:2] == (library, context)]:
-            del _kernels[key]
+        keys = [key for key in _kernels if key[:2] == (library, context)]
+        return [_kernels.pop(key) for key in keys]
 
 
 def register(trt: Any, *, library: str = cuda.LIBRARY) -> None:
-    """Make the plugin known, before parsing and before loading an engine; again is harmless."""
-    creator = _creator(trt, library)
-    registry = trt.get_plugin_registry()
-    if registry is None:
-        raise EngineError("TensorRT has no plugin registry; reinstall TensorRT")
-    if registry.get_creator(NAME, VERSION, NAMESPACE) is not None:
-        return
-    if not registry.register_creator(creator, NAMESPACE):
-        raise EngineError(
-            f"TensorRT refused the plugin {NAMESPACE}::{NAME} version {VERSION}; another library "
-            "in this process registered one of that name"
-        )
+    """Make the plugin known, before parsing and before loading an engine; again is harmless.
+
+    Raises EngineError where another library, or the form without Python, has its name.
+    """
+
+    def with_creator(registry: Any) -> None:
+        if not registry.register_creator(_creator(trt, library), NAMESPACE):
+            raise EngineError(
+                f"TensorRT refused the plugin {NAMESPACE}::{NAME} version {VERSION}; another "
+                "library in this process registered one of that name"
+            )
+
+    register_once(trt, "python", with_creator)
 
 
 @lru_cache
@@ -92,26 +94,21 @@ def plugin_class(trt: Any) -> Any:
         trt.IPluginV3OneBuild,  # type: ignore[misc]
         trt.IPluginV3OneRuntime,  # type: ignore[misc]
     ):
-        def __init__(self, given: dict[str, Any], library: str) -> None:
+        def __init__(self, given: dict[str, Any], kernel: Kernel) -> None:
             trt.IPluginV3.__init__(self)
             trt.IPluginV3OneCore.__init__(self)
             trt.IPluginV3OneBuild.__init__(self)
             trt.IPluginV3OneRuntime.__init__(self)
             self.plugin_name, self.plugin_version = NAME, VERSION
             self.plugin_namespace, self.num_outputs = NAMESPACE, 1
-            self.trt, self.given, self.library = trt, given, library
-            self.kernel = kernel_for(
-                block_rows=given["block_rows"],
-                block_cols=given["block_cols"],
-                activation=given["activation"],
-                library=library,
-            )
+            self.trt, self.given, self.kernel = trt, given, kernel
 
         def get_capability_interface(self, type: Any) -> Any:
             return self
 
         def clone(self) -> Any:
-            return plugin_class(trt)(self.given, self.library)
+            # TensorRT may call from a thread of its own, which has no context to load into.
+            return plugin_class(trt)(self.given, self.kernel)
 
         def attach_to_context(self, resource_context: Any) -> Any:
             return self.clone()
@@ -137,7 +134,9 @@ def creator_class(trt: Any) -> Any:
 
         def create_plugin(self, name: str, fc: Any, phase: Any) -> Any:
             try:
-                return plugin_class(trt)(read_fields(fc), self.library)
+                given = read_fields(fc)
+                shape = {key: given[key] for key in ("block_rows", "block_cols", "activation")}
+                return plugin_class(trt)(given, kernel_for(**shape, library=self.library))
             except LpvitEdgeError as error:
                 _LOG.error("%s::%s %s: %s", NAMESPACE, NAME, name, error)
                 raise

@@ -1,0 +1,41 @@
+"""Which form of lpvit::BlockSparseLinear this process has registered.
+
+TensorRT knows one creator of a name for as long as the process lives. It is not asked for the
+creator: where there is none it would log an error.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from lpvit_edge.errors import EngineError
+from lpvit_engines.tensorrt.plugin_fields import NAME, NAMESPACE
+
+Form: TypeAlias = Literal["python", "ptx"]
+_WORDS: dict[Form, str] = {
+    "python": "in the form that calls Python; build the python_free plan in a process of its own",
+    "ptx": "in the form of python_free plans; build or load one that calls Python in a process of "
+    "its own",
+}
+_known: list[tuple[Any, Form]] = []  # tensorrt modules
+_lock = threading.Lock()
+
+
+def register_once(trt: Any, form: Form, register: Callable[[Any], None]) -> None:
+    """Hand TensorRT's plugin registry to `register`, unless this form is registered already.
+
+    Raises EngineError where the other form is, or there is no registry.
+    """
+    with _lock:
+        found = next((known for module, known in _known if module is trt), None)
+        if found == form:
+            return
+        if found is not None:
+            raise EngineError(
+                f"{NAMESPACE}::{NAME} is registered in this process already, {_WORDS[found]}"
+            )
+        registry = trt.get_plugin_registry()
+        if registry is None:
+            raise EngineError("TensorRT has no plugin registry; reinstall TensorRT")
+        register(registry)
+        _known.append((trt, form))
