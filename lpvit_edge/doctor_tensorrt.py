@@ -1,4 +1,4 @@
-"""Whether TensorRT can build here: looked at by building engines of one layer, in seconds.
+"""Whether TensorRT builds here, and answers rightly: engines of one layer, in seconds.
 
 Only where TensorRT is installed. Nothing else of the doctor imports what vendors made.
 """
@@ -7,11 +7,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from lpvit_edge.doctor import WEAKLY_TYPED, Finding, Status, layer_name
 from lpvit_edge.errors import LpvitEdgeError
 from lpvit_profilers.device import DeviceIdentity
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lpvit_engines.tensorrt.build import Built
     from lpvit_engines.tensorrt.device import OpenDevice
 
@@ -26,6 +31,7 @@ JETPACKS = {
 _LEAST_FREE_MB = 1500
 _TOKENS, _WIDTH = 64, 512  # 2:4 kernels need more than 256 inputs and outputs to win
 LAYERS = ("dense", "2:4", "64x16")
+_AGREES = 0.01  # of the largest output; float16 explains a fifth of that, see rounding.py
 
 
 def examine_tensorrt(device: DeviceIdentity) -> tuple[Finding, ...]:
@@ -86,34 +92,47 @@ def _free_memory(free_mb: int) -> Finding:
     return _finding("free memory", "warning", f"{free_mb} MB", remedy)
 
 
+class _Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer behind a normalization, as a portable model; what it must answer."""
+
+    portable: Any
+    x: Any  # (1, tokens, width) float32
+    expected: Any  # likewise
+
+
 def _built(pattern: str, gpu: "OpenDevice", version: str) -> Finding:
-    """Build one strongly typed layer of a pattern."""
+    """Build one strongly typed layer of a pattern, and run it."""
     try:
-        built = _build(pattern, gpu)
-    except LpvitEdgeError as error:
-        what, remedy = _split(error)
+        layer = _one_layer(pattern)
+        built = _build(layer.portable, gpu, two_four=pattern == "2:4")
+        error = _relative_error(_answer(built, gpu, layer.x), layer.expected)
+    except LpvitEdgeError as problem:
+        what, remedy = _split(problem)
         return _finding(layer_name(pattern), "warning", what, remedy)
+    kernels = ", ".join(dict.fromkeys(layer.kernel for layer in built.layers))
+    if not error <= _AGREES:
+        remedy = "build no such layers here, and tell us: lpvit doctor --json"
+        found = f"answers differ by {error:.2%} of the largest: {kernels}"
+        return _finding(layer_name(pattern), "warning", found, remedy)
     if not built.strongly_typed:
         remedy = f"TensorRT {version} refused it strongly typed and took it weakly typed; tell us"
         return _finding(layer_name(pattern), "warning", WEAKLY_TYPED, remedy)
-    kernels = ", ".join(dict.fromkeys(layer.kernel for layer in built.layers))
     if pattern == "2:4" and not any(layer.sparse for layer in built.layers):
         remedy = "allocate blocks instead (--patterns 64x16,32x32): 2:4 brings nothing here"
         return _finding(
             layer_name(pattern), "warning", f"built with a dense kernel: {kernels}", remedy
         )
-    return _finding(layer_name(pattern), "ok", f"built: {kernels}")
+    return _finding(layer_name(pattern), "ok", f"built, right within {error:.2%}: {kernels}")
 
 
-def _build(pattern: str, gpu: "OpenDevice") -> "Built":
+def _build(portable: Any, gpu: "OpenDevice", *, two_four: bool) -> "Built":
     from lpvit_engines.tensorrt.build import build
     from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
 
-    portable = _one_layer(pattern)
     with TemporaryDirectory() as folder:
         return build(
             tensorrt_copy(portable).SerializeToString(),
-            sparse_weights=pattern == "2:4",
+            sparse_weights=two_four,
             free_bytes=gpu.calls.free_bytes(),
             device="doctor",
             weak=lambda: tensorrt_copy(portable, half=False).SerializeToString(),
@@ -121,13 +140,28 @@ def _build(pattern: str, gpu: "OpenDevice") -> "Built":
         )
 
 
-def _one_layer(pattern: str) -> Any:
+def _answer(built: "Built", gpu: "OpenDevice", x: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    from lpvit_engines.tensorrt.library import load_tensorrt
+    from lpvit_engines.tensorrt.making import LoadedPlan
+
+    with LoadedPlan(load_tensorrt(), gpu, built.plan) as session:
+        session.inputs[0].array()[...] = x
+        session.run()
+        return session.outputs[0].array().copy()
+
+
+def _relative_error(found: "NDArray[np.float32]", expected: "NDArray[np.float32]") -> float:
+    return float(abs(found - expected).max() / abs(expected).max())
+
+
+def _one_layer(pattern: str) -> _Layer:
     import numpy as np
 
     from lpvit_edge.onnx_nodes import repeated_layer_model
     from lpvit_engines.block_sparse import BlockSparseMatrix
 
-    weight = np.random.default_rng(0).standard_normal((_WIDTH, _WIDTH)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((_WIDTH, _WIDTH)).astype(np.float32)
     weight /= np.float32(_WIDTH**0.5)
     given: Any = weight
     if pattern == "2:4":
@@ -136,6 +170,25 @@ def _one_layer(pattern: str) -> Any:
         rows, cols = (int(part) for part in pattern.split("x"))
         weight.reshape(_WIDTH // rows, rows, -1)[::2, :, : _WIDTH // 2] = 0
         given = BlockSparseMatrix.from_dense(weight, block_rows=rows, block_cols=cols)
-    return repeated_layer_model(
+    portable = repeated_layer_model(
         tokens=_TOKENS, in_features=_WIDTH, out_features=_WIDTH, activation="none", copies=[given]
     )
+    _show_whole_layer(portable)
+    x = rng.standard_normal((1, _TOKENS, _WIDTH)).astype(np.float32)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    bias = np.linspace(-1, 1, _WIDTH, dtype=np.float32)
+    return _Layer(portable=portable, x=x, expected=normal @ weight.T + bias)
+
+
+def _show_whole_layer(portable: Any) -> None:
+    """Give out the layer's result, of which the models for timing show one number."""
+    graph = portable.graph
+    result = next(node.input[0] for node in graph.node if node.op_type == "Slice")
+    kept = [node for node in graph.node if node.op_type not in ("Slice", "Concat")]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.output[0].name = result
+    dimensions = graph.output[0].type.tensor_type.shape.dim
+    for dimension, size in zip(dimensions, (1, _TOKENS, _WIDTH), strict=True):
+        dimension.dim_value = size

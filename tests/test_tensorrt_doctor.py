@@ -1,5 +1,6 @@
 """The doctor builds one layer of each form with TensorRT and says what to do where it cannot."""
 
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -10,11 +11,12 @@ import msgspec
 import pytest
 
 from lpvit_edge import doctor_tensorrt
-from lpvit_edge.doctor import Finding, _builds
+from lpvit_edge.doctor import Finding, _builds, layer_name
 from lpvit_edge.doctor_tensorrt import JETPACKS, examine_tensorrt
 from lpvit_engines.tensorrt.device import opened
 from lpvit_profilers.device import DeviceIdentity, identify
-from tests.cuda.fake_driver import compile_fake_driver, state_of
+from tests.cuda.fake_driver import compile_fake_driver
+from tests.cuda.runtime_driver import Driver
 from tests.trt.fake_builder import building_tensorrt
 
 
@@ -29,8 +31,10 @@ def jetson(jetpack: str | None) -> DeviceIdentity:
 
 @pytest.fixture
 def examined(library: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    driver = Driver(library)
+
     def examine(trt: Any, jetpack: str | None = "6.2.1") -> dict[str, Finding]:
-        state_of(library)
+        trt.driver = driver
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
         monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
         monkeypatch.setattr("lpvit_engines.tensorrt.device.opened", partial(opened, str(library)))
@@ -46,6 +50,12 @@ def test_each_form_is_built_and_its_kernel_named(examined: Any) -> None:
     assert found["one 2:4 layer"].status == "ok"
     assert "sm80_xmma_sparse_gemm" in found["one 2:4 layer"].found
     assert "BlockSparseLinear" in found["one 64x16 layer"].found
+    for pattern in doctor_tensorrt.LAYERS:  # float16 against float64
+        words = re.fullmatch(
+            r"built, right within 0\.(\d\d)%: .*", found[layer_name(pattern)].found
+        )
+        assert words is not None
+        assert 0 < int(words[1]) < 30
     assert [config.flags for config in trt.configs] == [[], ["SPARSE_WEIGHTS"], []]
 
 
@@ -56,7 +66,7 @@ def test_the_machine_can_run_what_tensorrt_builds_even_weakly_typed(
     assert not _builds(tuple(examined(building_tensorrt(refuses="out of memory")).values()))
     build = doctor_tensorrt._build
     monkeypatch.setattr(
-        doctor_tensorrt, "_build", lambda *given: replace(build(*given), strongly_typed=False)
+        doctor_tensorrt, "_build", lambda *a, **o: replace(build(*a, **o), strongly_typed=False)
     )
     weak = examined(building_tensorrt())
     assert (weak["one dense layer"].status, weak["one dense layer"].found) == (
@@ -64,6 +74,24 @@ def test_the_machine_can_run_what_tensorrt_builds_even_weakly_typed(
         "built weakly typed",
     )
     assert _builds(tuple(weak.values()))
+
+
+def test_a_layer_that_answers_wrongly_is_told_apart(
+    examined: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_layer = doctor_tensorrt._one_layer
+
+    def another(pattern: str) -> Any:
+        layer = one_layer(pattern)
+        wrong = layer.expected + (0.5 if pattern == "64x16" else 0.0)
+        return msgspec.structs.replace(layer, expected=wrong)
+
+    monkeypatch.setattr(doctor_tensorrt, "_one_layer", another)
+    found = examined(building_tensorrt())
+    assert found["one 2:4 layer"].status == "ok"
+    assert found["one 64x16 layer"].status == "warning"
+    assert re.match(r"answers differ by \d+\.\d+% of the largest: ", found["one 64x16 layer"].found)
+    assert "build no such layers here" in (found["one 64x16 layer"].remedy or "")
 
 
 def test_two_four_that_runs_dense_is_advised_against(examined: Any) -> None:
