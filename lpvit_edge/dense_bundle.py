@@ -1,5 +1,6 @@
 """A bundle of the network as it was before pruning, from the dense.onnx that a run left."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ DENSE_REFERENCE = "dense_reference"  # .json and .safetensors, written by `check
 
 
 @contextmanager
-def dense_bundle(run: Path) -> Iterator[Path]:
+def dense_bundle(run: Path, *, rebuild: bool = False) -> Iterator[Path]:
     """A folder, removed afterwards, with the run's dense.onnx sealed as a bundle of its own.
 
     Its golden answers are those of the dense engine on this device now, over the images of the
-    run's golden frames; dense.onnx must be the file whose accuracy `lpvit check` measured. Raises
-    FileFormatError where the run left no dense.onnx or no check, MismatchError for another file.
+    run's golden frames; dense.onnx must be the file whose accuracy `lpvit check` measured. What
+    that engine compiled and keeps (TensorRT) goes along; with `rebuild` it is compiled again where
+    it is of another device, which is DeviceMismatchError otherwise. Raises FileFormatError where
+    the run left no dense.onnx or no check, MismatchError for another file.
     """
     from lpvit_engines import load_engine
 
@@ -37,16 +40,14 @@ def dense_bundle(run: Path) -> Iterator[Path]:
         raise MismatchError(f"{onnx}: not the file that check.json is about; run `lpvit check`")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "model.onnx").write_bytes(onnx.read_bytes())
-        if (run / "dense.int8.json").is_file():
-            (folder / "model.int8.json").write_bytes((run / "dense.int8.json").read_bytes())
         preprocess = sparse.record.preprocess
         manifest = sparse.manifest
         with load_engine(
             manifest.engine,
-            folder / "model.onnx",
+            onnx,
             threads=manifest.threads,
             precision=manifest.precision,
+            rebuild=rebuild,
         ) as engine:
             golden = tuple(
                 (_answered(frame, probabilities_of(engine, pixels, preprocess).tolist()), content)
@@ -54,10 +55,19 @@ def dense_bundle(run: Path) -> Iterator[Path]:
                 for pixels in (decode_pixels(content, name=frame.file),)
             )
             dense = msgspec.structs.replace(manifest, onnx_sha256=proven, kernels=engine.kernels())
+        _copy_as_model(run, folder)
         files.save(dense, folder / "manifest.json")
         write_bundle(folder, model=sparse.record.model, preprocess=preprocess, golden=golden)
         _add_reference(run, folder, proven)
         yield folder
+
+
+def _copy_as_model(run: Path, folder: Path) -> None:
+    """The dense network, its calibration and its plans, under the names that they have in a
+    bundle."""
+    for pattern in ("dense.onnx", "dense.int8.json", "dense*.plan.json", "dense*.plan"):
+        for path in run.glob(pattern):
+            shutil.copyfile(path, folder / f"model{path.name.removeprefix('dense')}")
 
 
 def _add_reference(run: Path, folder: Path, onnx_sha256: str) -> None:

@@ -53,7 +53,7 @@ def install(
 
     kept = BundleStore(store)
     if dense:
-        with dense_bundle(bundle) as folder:
+        with dense_bundle(bundle, rebuild=rebuild) as folder:
             installed = kept.install(folder, prove, role="dense")
     else:
         installed = kept.install(bundle, prove)

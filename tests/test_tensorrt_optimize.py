@@ -1,6 +1,7 @@
 """The whole way to a TensorRT engine, on a fake driver and a fake TensorRT that builds."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,27 @@ pytest.importorskip("timm")
 
 from lpvit_edge import files, prune_step, run_folder, steps
 from lpvit_edge import optimize as main_job
-from lpvit_edge.bundle import open_bundle
+from lpvit_edge.bundle import Bundle, open_bundle
 from lpvit_edge.cli import app
+from lpvit_edge.dense_bundle import dense_bundle
 from lpvit_edge.device_profile import profile_device
 from lpvit_edge.errors import (
+    DeviceMismatchError,
     EngineError,
     MismatchError,
     MissingDependencyError,
     UnknownOptionError,
 )
+from lpvit_edge.job import Job
 from lpvit_edge.proof import proven_engine
 from lpvit_edge.records import Allocation, Choice, ExportLog, Manifest
-from lpvit_engines.tensorrt import plan_file
+from lpvit_edge.store import BundleStore
+from lpvit_engines.tensorrt import onnx_copy, plan_file, trials
 from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.engine import TensorRtEngine
 from tests.cuda.fake_driver import compile_fake_driver
+from tests.cuda.runtime_driver import Driver
 from tests.test_optimize import GOAL, costlier, make_job
-from tests.test_tensorrt_engine import Driver
 from tests.trt.fake_builder import building_tensorrt
 
 
@@ -37,8 +42,7 @@ def trt(
 ) -> Any:
     folder = tmp_path_factory.mktemp("driver")
     driver = Driver(compile_fake_driver(folder, source="fake_runtime.c"))
-    driver.fail("cuStreamBeginCapture", 901)  # a fake graph would compute nothing
-    module = building_tensorrt()
+    module = building_tensorrt(driver=driver)
 
     def here(_: str = "") -> Any:
         return opened(driver.path)
@@ -83,13 +87,72 @@ def test_optimize_walks_from_the_profile_to_a_checked_engine(
     assert plan.proofs
     assert {proof.pattern for proof in plan.proofs} == {"2:4"}
     assert job.path("report.html").is_file()
+    builds = len(trt.configs)
+    install_dense(job.folder, tmp_path / "store")
+    assert len(trt.configs) == builds  # `check` left its plan beside dense.onnx
 
 
-def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
-    trt: Any, tiny_project: Path, tmp_path: Path
+def install_dense(run: Path, store: Path) -> Bundle:
+    with dense_bundle(run) as folder:
+        return BundleStore(store).install(
+            folder, lambda copy: proven_engine(copy).close(), role="dense"
+        )
+
+
+def test_block_sparse_layers_go_from_the_weights_to_a_bundle_that_is_built_again(
+    trt: Any, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("2:4",))
-    allocation = Allocation(
+    """The plugin's product is computed from the weights that were packed for the kernel."""
+    monkeypatch.setattr(trials, "alternating", lambda _: {"sparse": [1.0], "dense": [2.0]})
+    job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("64x16",))
+    goal = msgspec.structs.replace(GOAL, curve=False)
+    run_folder.start(job, goal, resume=False, overwrite=False)
+    files.save(costlier(profile_device(job, network_seconds=0.02)), job.path("device_profile.json"))
+    main_job.optimize(job, goal)
+    exported = files.load(ExportLog, job.path("export.json"))
+    assert exported.engine_tolerance is not None
+    assert 0.0 < exported.engine_error < exported.engine_tolerance < 0.02
+    plan = plan_file.read_manifest(job.path("model.plan.json"))
+    assert plan.proofs
+    assert {(p.pattern, p.kept, p.kernel) for p in plan.proofs} == {
+        ("64x16", True, "BlockSparseLinear")
+    }
+    assert not plan.python_free
+    bundle = open_bundle(job.folder)
+    trt.__version__ = "10.16.2"
+    with pytest.raises(DeviceMismatchError, match=r"tensorrt is 10\.3\.0 there and 10\.16\.2 here"):
+        proven_engine(bundle)
+    with proven_engine(msgspec.structs.replace(bundle, rebuild=True)) as engine:
+        assert isinstance(engine, TensorRtEngine)
+        assert engine.manifest.device.tensorrt == "10.16.2"
+        assert [proof.kept for proof in engine.manifest.proofs or ()] == [True] * len(plan.proofs)
+    proven_engine(bundle).close()
+
+
+def test_packed_weights_that_are_wrong_are_refused(
+    trt: Any, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One block column too far, as a kernel would read it."""
+    monkeypatch.setattr(trials, "alternating", lambda _: {"sparse": [1.0], "dense": [2.0]})
+    job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("64x16",))
+    allocation = one_layer("64x16", job)
+    files.save(allocation, job.path("allocation.json"))
+    steps.export_model(job, job.model.module, {}, job.path("dense.onnx"))
+    prune_step.prune(job, allocation)
+    pack = onnx_copy.pack
+
+    def shifted(*given: Any, **options: Any) -> Any:
+        packed = pack(*given, **options)
+        return replace(packed, columns=(packed.columns + 16) % packed.in_features)
+
+    monkeypatch.setattr(onnx_copy, "pack", shifted)
+    with pytest.raises(EngineError, match="tensorrt differs from the torch model by"):
+        steps.export(job, allocation)
+    assert not job.path("model.plan.json").exists()
+
+
+def one_layer(pattern: str, job: Job) -> Allocation:
+    return Allocation(
         model=job.model.identity,
         fingerprint="00",
         criterion="hessian",
@@ -98,7 +161,7 @@ def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
         choices=(
             Choice(
                 layer="blocks.0.mlp.fc1",
-                pattern="2:4",
+                pattern=pattern,
                 sparsity=0.5,
                 latency_ms=1.0,
                 dense_latency_ms=1.0,
@@ -110,6 +173,13 @@ def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
         distortion=0.0,
         bound=(),
     )
+
+
+def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
+    trt: Any, tiny_project: Path, tmp_path: Path
+) -> None:
+    job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("2:4",))
+    allocation = one_layer("2:4", job)
     files.save(allocation, job.path("allocation.json"))
     steps.export_model(job, job.model.module, {}, job.path("dense.onnx"))
     prune_step.prune(job, allocation)
@@ -128,6 +198,10 @@ def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
     checked = steps.check(job, allocation, seconds=0.05)
     assert 0.0 <= checked.agreement <= 1.0  # dense.onnx and model.onnx, both in int8
     assert job.path("dense.int8.plan.json").is_file()
+    builds = len(trt.configs)
+    dense = install_dense(job.folder, tmp_path / "store")
+    assert len(trt.configs) == builds
+    assert dense.path("model.int8.plan.json").is_file()
     job.path("model.int8.json").write_text("{}")
     with pytest.raises(MismatchError, match=r"model\.int8\.json: its content changed"):
         open_bundle(job.folder)
