@@ -1,6 +1,7 @@
 """What the documents point at exists."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,33 @@ def test_every_verb_that_the_readme_names_exists() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert "optimize" in named
     assert named - known == set()
+
+
+def options_named(text: str) -> set[tuple[str, str]]:
+    """(verb, option) of each command in a code line or between backticks."""
+    found = re.findall(r"(?:`|^ +(?:\$ )?)lpvit ([a-z][a-z-]*)([^`#\n]*)", text, flags=re.MULTILINE)
+    return {
+        (verb, option) for verb, rest in found for option in re.findall(r"(?<= )--[a-z-]+", rest)
+    }
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(p.relative_to(ROOT)) for p in DOCUMENTS])
+def test_every_option_that_a_document_names_exists(path: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = {
+        (verb, option)
+        for verb, command in commands.items()
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {(verb, "--help") for verb in commands}
+    assert options_named(path.read_text(encoding="utf-8")) - known == set()
+
+
+def test_the_jetsons_commands_and_its_program_are_looked_at() -> None:
+    text = (ROOT / "examples/jetson/README.md").read_text(encoding="utf-8")
+    assert {("install", "--rebuild"), ("build", "--python-free")} <= options_named(text)
+    program = textwrap.dedent(text.partition("<<'PY'\n")[2].partition("    PY\n")[0])
+    assert "load_engine" in compile(program, "README", "exec").co_names
 
 
 def test_links_are_found_in_each_of_their_forms() -> None:
