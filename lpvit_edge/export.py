@@ -132,7 +132,9 @@ def _name_nodes_after_layers(proto: Any) -> None:
     for node in proto.graph.node:
         module = _module_of(node)
         if node.op_type == onnx_nodes.OP:
-            node.name = node.input[1].removesuffix(".values")
+            # Not after its weights: the exporter keeps equal ones, such as none at all, once.
+            assert module is not None
+            node.name = module
         elif module:
             name = f"{module}/{node.op_type}"
             used[name] = used.get(name, 0) + 1

@@ -73,9 +73,12 @@ def test_the_exported_sparse_model_computes_what_torch_does(
     assert max(compared.onnxruntime_error, compared.engine_error) < 1e-4
 
 
-def test_the_file_is_portable_and_names_its_nodes_after_the_layers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sparsity", [0.5, 1.0])  # equal weights, as of no block, are kept once
+def test_the_file_is_portable_and_names_its_nodes_after_the_layers(
+    sparsity: float, tmp_path: Path
+) -> None:
     model, walked, size = build("vit")
-    masked, patterns = sparse_copy(model, walked, parse_pattern("32x1"), 0.5)
+    masked, patterns = sparse_copy(model, walked, parse_pattern("32x1"), sparsity)
     export_onnx(masked, walked, patterns, tmp_path / "m.onnx", image_size=size)
     proto = onnx.load(tmp_path / "m.onnx")
     onnx.checker.check_model(proto)
