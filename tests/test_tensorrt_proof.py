@@ -153,6 +153,9 @@ def test_a_failure_carries_tensorrts_words_and_the_fitting_remedy() -> None:
     short = Log()
     short.add("ERROR", "Requested amount of GPU memory could not be allocated")
     assert "free memory on the device" in str(short.failure("no engine", "report it"))
+    for number in range(8):
+        short.add("ERROR", f"of another kind, {number}")
+    assert "To do: report it" in str(short.failure("no engine", "report it"))
     assert "TensorRT said: nothing. To do: report it" in str(Log().failure("x", "report it"))
 
 

@@ -273,6 +273,27 @@ def test_a_swap_cut_off_at_any_write_leaves_a_whole_pair(
     assert len(list(tmp_path.glob("*.plan"))) == 1  # what was cut off is gone too
 
 
+def test_whoever_reads_during_a_swap_gets_the_newer_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = write_plan(tmp_path)
+    real, read = plan_file.read_manifest, []
+
+    def swapped_after(path: Path) -> Any:
+        manifest = real(path)
+        read.append(manifest.plan_sha256)
+        if len(read) == 1:
+            write_plan(tmp_path, content=b"plan, newer")
+        return manifest
+
+    monkeypatch.setattr(plan_file, "read_manifest", swapped_after)
+    found = plan_file.read(onnx, ORIN)
+    assert found is not None
+    assert found[0] == b"plan, newer"
+    next(tmp_path.glob("*.plan")).unlink()
+    assert plan_file.read(onnx, ORIN) is None
+
+
 def test_engines_that_compile_at_each_load_take_rebuild_as_given(tmp_path: Path) -> None:
     path = tmp_path / "absent.onnx"
     with pytest.raises(EngineError, match="no model file"):

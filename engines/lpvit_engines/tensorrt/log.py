@@ -56,7 +56,8 @@ class Log:
     def failure(self, what: str, remedy: str) -> EngineError:
         """The error for a call that answered None or False, in TensorRT's own words."""
         said = self.faults or [x.text for x in self.lines if x.severity == "WARNING"]
-        words = "; ".join(said[-_SHOWN:]) or "nothing"
+        said = said[-_SHOWN:]  # older ones may be of another build in this process
+        words = "; ".join(said) or "nothing"
         if any(_NO_PLUGIN.search(text) for text in said):
             remedy = (
                 "the engine wants a version of the plugin lpvit::BlockSparseLinear that this "

@@ -148,20 +148,28 @@ def read(
         return None
     manifest = read_manifest(beside)
     path = plan_path(onnx, manifest.plan_sha256, precision)
-    if not path.is_file():
-        return None
     if manifest.onnx_sha256 != sha256(onnx.read_bytes()):
         return None
     if manifest.ranges_sha256 != ranges_sha256:
         return None
+    try:
+        plan = path.read_bytes()
+    except FileNotFoundError:
+        if not _was_swapped(beside, manifest):
+            return None
+        return read(onnx, here, precision=precision, ranges_sha256=ranges_sha256)
     refuse_other_device(manifest.device, here, path=path)
-    plan = path.read_bytes()
     if sha256(plan) != manifest.plan_sha256:
         raise FileFormatError(
             f"{path} is not the plan that {beside.name} describes; delete "
             "it and build again with lpvit build --engine tensorrt"
         )
     return plan, manifest
+
+
+def _was_swapped(beside: Path, manifest: PlanManifest) -> bool:
+    """Whether another process put a newer pair in place since the manifest was read."""
+    return beside.is_file() and read_manifest(beside).plan_sha256 != manifest.plan_sha256
 
 
 def read_manifest(path: Path) -> PlanManifest:
