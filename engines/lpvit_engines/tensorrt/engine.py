@@ -22,7 +22,7 @@ from lpvit_engines.base import Engine
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.inputs import check_input
 from lpvit_engines.tensorrt import plan_file, plugin
-from lpvit_engines.tensorrt.arrays import device_array
+from lpvit_engines.tensorrt.arrays import DeviceArray, device_array
 from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.kept import MadePlan, keeps_kernels, kept_plan
 from lpvit_engines.tensorrt.library import load_tensorrt
@@ -180,7 +180,8 @@ class TensorRtEngine:
         number. Returns at once: wait for the stream before reading, and before another call.
         """
         with self._current() as loaded:
-            session, found = loaded.session, {}
+            session = loaded.session
+            found: dict[str, DeviceArray] = {}
             given = {session.inputs[0].name: x, **outputs}
             for tensor in (*session.inputs, *session.outputs):
                 if tensor.name not in given:
@@ -192,7 +193,8 @@ class TensorRtEngine:
                     device=self._device,
                     writable=tensor.name in outputs,
                 )
-            for producer in {array.stream for array in found.values()} - {None, stream}:
+            producers = {x.stream for x in found.values() if x.stream is not None}
+            for producer in producers - {stream}:
                 _wait_for_producer(self._device.calls, producer, stream)
             addresses = {name: array.address for name, array in found.items()}
             session.run_in_place(addresses, stream=stream)
