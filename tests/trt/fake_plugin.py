@@ -47,7 +47,7 @@ def _expanded(model: Any, node: Any, arrays: dict[str, NDArray[Any]]) -> list[An
     x, *packed, bias = node.input
     weight = unpacked(*(arrays[name] for name in packed), given)
     name, out = node.name, node.output[0]
-    constants = {"w": weight.T, "b": arrays[bias].astype(np.float32)}
+    constants: dict[str, Any] = {"w": weight.T, "b": arrays[bias].astype(np.float32)}
     constants |= {"half": np.float32(0.5), "one": np.float32(1), "root": np.float32(2**0.5)}
     for key, value in constants.items():
         model.graph.initializer.append(
