@@ -27,7 +27,8 @@ from lpvit_edge.job import Job
 from lpvit_edge.proof import proven_engine
 from lpvit_edge.records import Allocation, Choice, ExportLog, Manifest
 from lpvit_edge.store import BundleStore
-from lpvit_engines.tensorrt import onnx_copy, plan_file, trials
+from lpvit_engines.cuda.packing import pack
+from lpvit_engines.tensorrt import plan_file, trials
 from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.engine import TensorRtEngine
 from tests.cuda.fake_driver import compile_fake_driver
@@ -139,13 +140,12 @@ def test_packed_weights_that_are_wrong_are_refused(
     files.save(allocation, job.path("allocation.json"))
     steps.export_model(job, job.model.module, {}, job.path("dense.onnx"))
     prune_step.prune(job, allocation)
-    pack = onnx_copy.pack
 
     def shifted(*given: Any, **options: Any) -> Any:
         packed = pack(*given, **options)
         return replace(packed, columns=(packed.columns + 16) % packed.in_features)
 
-    monkeypatch.setattr(onnx_copy, "pack", shifted)
+    monkeypatch.setattr("lpvit_engines.tensorrt.onnx_copy.pack", shifted)
     with pytest.raises(EngineError, match="tensorrt differs from the torch model by"):
         steps.export(job, allocation)
     assert not job.path("model.plan.json").exists()

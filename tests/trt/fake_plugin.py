@@ -44,8 +44,8 @@ def _expanded(model: Any, node: Any, arrays: dict[str, NDArray[Any]]) -> list[An
     if not node.domain:
         return [node]
     given = {x.name: helper.get_attribute_value(x) for x in node.attribute}
-    x, *packed, bias = node.input
-    weight = unpacked(*(arrays[name] for name in packed), given)
+    x, panels, rows, columns, bias = node.input
+    weight = unpacked(arrays[panels], arrays[rows], arrays[columns], given)
     name, out = node.name, node.output[0]
     constants: dict[str, Any] = {"w": weight.T, "b": arrays[bias].astype(np.float32)}
     constants |= {"half": np.float32(0.5), "one": np.float32(1), "root": np.float32(2**0.5)}
