@@ -108,6 +108,7 @@ def test_it_answers_by_name_and_gives_its_arrays_away(engine: TensorRtEngine, tr
     found = engine.infer_all(x)
     expected = compute({"x": x})
     assert tuple(found) == engine.outputs == ("logits", "features")
+    assert engine.output_shapes == {name: SHAPES[name] for name in engine.outputs}
     assert found["logits"] == pytest.approx(expected["logits"], abs=1e-5)
     assert np.array_equal(found["logits"], engine.infer(x))
     kept = found["features"].copy()

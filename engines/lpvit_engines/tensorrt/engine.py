@@ -79,7 +79,8 @@ class TensorRtEngine:
                     plugin.register(trt)
                 self._loaded: LoadedPlan | None = self._load(trt, plan.plan)
             stack.callback(self._release, self._loaded)
-            self.input_shape, self.outputs = _edges(path, self._loaded)
+            self.input_shape, self.output_shapes = _edges(path, self._loaded)
+            self.outputs = tuple(self.output_shapes)
             if found is None:
                 self._accepted(accept)
                 plan_file.write(path, plan.plan, plan.manifest)
@@ -175,7 +176,7 @@ class TensorRtEngine:
     def infer_into(self, x: Any, outputs: Mapping[str, Any], *, stream: int) -> None:
         """Run on arrays that lie on the GPU, on the caller's stream, without a copy.
 
-        x and each of `outputs` (all of self.outputs) offer __cuda_array_interface__ (pycuda, CuPy,
+        x and each of `outputs` (all of self.output_shapes) offer __cuda_array_interface__ (pycuda, CuPy,
         torch), float32, contiguous, in the device's primary context; `stream` is a CUstream as a
         number. Returns at once: wait for the stream before reading, and before another call.
         """
@@ -247,15 +248,15 @@ class TensorRtEngine:
         self.close()
 
 
-def _edges(path: Path, loaded: LoadedPlan) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Shape of the one input, names of the outputs. Raises EngineError for another network."""
+def _edges(path: Path, loaded: LoadedPlan) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    """Shape of the one input, and of the outputs by name. Raises EngineError for another network."""
     session = loaded.session
     if len(session.inputs) != 1 or not session.outputs:
         raise EngineError(
             f"{path} has {len(session.inputs)} inputs and {len(session.outputs)} outputs; this "
             "engine takes models with one input, whose first output is the answer"
         )
-    return session.inputs[0].shape, tuple(x.name for x in session.outputs)
+    return session.inputs[0].shape, {x.name: x.shape for x in session.outputs}
 
 
 def _wait_for_producer(calls: Any, producer: int, stream: int) -> None:

@@ -12,7 +12,7 @@ from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt.plugin_fields import NAME, NAMESPACE
 
 Form: TypeAlias = Literal["python", "ptx"]
-_WORDS: dict[Form, str] = {
+_WORDS = {
     "python": "in the form that calls Python; build the python_free plan in a process of its own",
     "ptx": "in the form of python_free plans; build or load one that calls Python in a process of "
     "its own",
@@ -27,7 +27,7 @@ def register_once(trt: Any, form: Form, register: Callable[[Any], None]) -> None
     Raises EngineError where the other form is, or there is no registry.
     """
     with _lock:
-        found = next((known for module, known in _known if module is trt), None)
+        found: Form | None = next((known for module, known in _known if module is trt), None)
         if found == form:
             return
         if found is not None:
