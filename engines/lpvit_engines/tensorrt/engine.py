@@ -176,9 +176,10 @@ class TensorRtEngine:
     def infer_into(self, x: Any, outputs: Mapping[str, Any], *, stream: int) -> None:
         """Run on arrays that lie on the GPU, on the caller's stream, without a copy.
 
-        x and each of `outputs` (all of self.output_shapes) offer __cuda_array_interface__ (pycuda, CuPy,
-        torch), float32, contiguous, in the device's primary context; `stream` is a CUstream as a
-        number. Returns at once: wait for the stream before reading, and before another call.
+        x and each of `outputs` (all of self.output_shapes) offer __cuda_array_interface__ (pycuda,
+        CuPy, torch), float32, contiguous, in the device's primary context or in a pool of the
+        device; `stream` is a CUstream as a number. Returns at once: wait for the stream before
+        reading, and before another call. Raises EngineError for what would need a copy.
         """
         with self._current() as loaded:
             session = loaded.session
@@ -249,7 +250,7 @@ class TensorRtEngine:
 
 
 def _edges(path: Path, loaded: LoadedPlan) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
-    """Shape of the one input, and of the outputs by name. Raises EngineError for another network."""
+    """Shape of the one input, and of each output. Raises EngineError for another network."""
     session = loaded.session
     if len(session.inputs) != 1 or not session.outputs:
         raise EngineError(
