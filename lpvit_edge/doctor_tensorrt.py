@@ -141,13 +141,10 @@ def _build(portable: Any, gpu: "OpenDevice", *, two_four: bool) -> "Built":
 
 
 def _answer(built: "Built", gpu: "OpenDevice", x: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    from lpvit_engines.tensorrt.library import load_tensorrt
-    from lpvit_engines.tensorrt.making import LoadedPlan
+    from lpvit_engines.tensorrt.answers import answering
 
-    with LoadedPlan(load_tensorrt(), gpu, built.plan) as session:
-        session.inputs[0].array()[...] = x
-        session.run()
-        return session.outputs[0].array().copy()
+    with answering(built.plan, gpu, python_free=False) as answer:
+        return answer(x)
 
 
 def _relative_error(found: "NDArray[np.float32]", expected: "NDArray[np.float32]") -> float:

@@ -48,7 +48,8 @@ def build_proven(
         manifest = made.manifest
         if judge is not None:
             try:
-                with answering(made.plan, device) as answer:
+                free = manifest.python_free
+                with answering(made.plan, device, python_free=free) as answer:
                     manifest = msgspec.structs.replace(manifest, compared=judge(answer))
             except EngineError:
                 if kept is not None:  # it would be taken as proven

@@ -17,9 +17,9 @@ Answer: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @contextmanager
-def answering(plan: bytes, device: OpenDevice) -> Iterator[Answer]:
+def answering(plan: bytes, device: OpenDevice, *, python_free: bool) -> Iterator[Answer]:
     """Load a plan on the device, whose context is current, and run it as the engine would."""
-    with LoadedPlan(load_tensorrt(), device, plan) as session:
+    with LoadedPlan(load_tensorrt(), device, plan, python_free=python_free) as session:
         if len(session.inputs) != 1 or not session.outputs:
             raise EngineError(
                 f"the model has {len(session.inputs)} inputs and {len(session.outputs)} outputs; "

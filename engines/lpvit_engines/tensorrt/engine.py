@@ -21,7 +21,7 @@ from lpvit_edge.errors import (
 from lpvit_engines.base import Engine
 from lpvit_engines.cuda import driver as cuda
 from lpvit_engines.inputs import check_input
-from lpvit_engines.tensorrt import plan_file, plugin
+from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.arrays import DeviceArray, device_array
 from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.kept import MadePlan, keeps_kernels, kept_plan
@@ -75,8 +75,6 @@ class TensorRtEngine:
                     found = None  # TensorRT chose alone: that is no plan to put in service
                 plan = found or self._new_plan(trt, proven=proven)
                 self.manifest = plan.manifest
-                if not plan.manifest.python_free:
-                    plugin.register(trt)
                 self._loaded: LoadedPlan | None = self._load(trt, plan.plan)
             stack.callback(self._release, self._loaded)
             self.input_shape, self.output_shapes = _edges(path, self._loaded)
@@ -120,7 +118,8 @@ class TensorRtEngine:
     def _load(self, trt: Any, plan: bytes) -> LoadedPlan:
         """With copies, or without where memory is shared and that is the faster of the two."""
         with ExitStack() as stack:
-            copying = LoadedPlan(trt, self._device, plan)
+            free = self.manifest.python_free
+            copying = LoadedPlan(trt, self._device, plan, python_free=free)
             stack.callback(copying.close)
             try:
                 sharing = self._sharing(trt, plan)
@@ -138,7 +137,8 @@ class TensorRtEngine:
     def _sharing(self, trt: Any, plan: bytes) -> LoadedPlan | None:
         if not self._device.calls.is_integrated(self._device.device):
             return None
-        return LoadedPlan(trt, self._device, plan, zero_copy=True)
+        free = self.manifest.python_free
+        return LoadedPlan(trt, self._device, plan, python_free=free, zero_copy=True)
 
     def _release(self, loaded: LoadedPlan) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from lpvit_edge.errors import EngineError
-from lpvit_engines.tensorrt import plan_file
+from lpvit_engines.tensorrt import plan_file, plugin
 from lpvit_engines.tensorrt.attention import count_attention
 from lpvit_engines.tensorrt.build import Built, build, deserialized
 from lpvit_engines.tensorrt.config import gpu_clocks
@@ -201,15 +201,28 @@ class _Builder:
             self._on_step("layers against their dense twins", done, total)
 
     def open(self, built: Built) -> "LoadedPlan":
-        return LoadedPlan(load_tensorrt(), self._device, built.plan)
+        free = self._python_free
+        return LoadedPlan(load_tensorrt(), self._device, built.plan, python_free=free)
 
 
 class LoadedPlan:
-    """An engine with its session. TensorRT's objects are let go in the reverse order."""
+    """An engine with its session. TensorRT's objects are let go in the reverse order.
+
+    The plugin is registered for it, which a plan that is `python_free` does not need: it may be
+    loaded where the other form is registered.
+    """
 
     def __init__(
-        self, trt: Any, device: OpenDevice, plan: bytes, *, zero_copy: bool = False
+        self,
+        trt: Any,
+        device: OpenDevice,
+        plan: bytes,
+        *,
+        python_free: bool,
+        zero_copy: bool = False,
     ) -> None:
+        if not python_free:
+            plugin.register(trt)
         self.log = Log()
         self.logger = make_logger(trt, self.log)
         self._runtime, engine = deserialized(trt, self.logger, plan, self.log)
