@@ -287,23 +287,23 @@ def test_a_log_may_begin_while_tensorrts_threads_speak() -> None:
     class Severity:
         name = "INFO"
 
-    logs = [Log()]
-    logger = make_logger(Module, logs[0])
+    logs = [Log() for _ in range(50)]
+    logger = [make_logger(Module, log) for log in logs][0]
+    done = threading.Event()
 
     def begin() -> None:
-        for _ in range(300):
-            logs.append(Log())
-            make_logger(Module, logs[-1])
+        while not done.is_set():
+            make_logger(Module, Log())
 
     thread = threading.Thread(target=begin)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    sys.setswitchinterval(1e-6)  # without a lock a set that grows is met within 100 messages
+    thread.start()
     try:
-        thread.start()
-        while thread.is_alive():
+        for _ in range(500):
             logger.log(Severity, "said")
     finally:
-        sys.setswitchinterval(interval)
+        done.set()
         thread.join()
-    logger.log(Severity, "the last")
-    assert all(log.lines[-1].text == "the last" for log in logs)
+        sys.setswitchinterval(interval)
+    assert all(len(log.lines) == 500 for log in logs)
