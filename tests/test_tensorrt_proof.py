@@ -288,7 +288,7 @@ def test_a_log_may_begin_while_tensorrts_threads_speak() -> None:
         name = "INFO"
 
     logs = [Log() for _ in range(50)]
-    logger = [make_logger(Module, log) for log in logs][0]
+    (logger,) = {make_logger(Module, log) for log in logs}
     done = threading.Event()
 
     def begin() -> None:
