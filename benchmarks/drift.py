@@ -1,14 +1,18 @@
 """How soon the drift watch sees a fault, what it calls it, and how often it cries wolf.
 
-Reads what benchmarks/drift_frames.py left. Delays are in frames since the fault began, each run
-after 1,000 healthy frames drawn anew; the control is 100,000 healthy frames once through.
+Reads what benchmarks/drift_frames.py left: what a bundle's engine made of the frames, and the
+reference that `lpvit check` made with the same engine. Delays are in frames since the fault began,
+each run after 1,000 healthy frames drawn anew; the control is 100,000 healthy frames once through
+(--control-seeds 0 leaves it out, --only control the runs).
 
-python benchmarks/drift_frames.py --out /tmp/drift --processes 2
+python benchmarks/drift_frames.py runs/demo --out /tmp/drift --processes 2
 python benchmarks/drift.py --frames /tmp/drift --out benchmarks/results/drift.json
 """
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +20,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from lpvit_edge.drift.reference import Reference, Seen, build_reference, rows_of, softmax
+from lpvit_edge.drift.reference import Reference, Seen, load_reference, rows_of, softmax
 from lpvit_edge.drift.rules import Rules
 from lpvit_edge.drift.watch import DriftWatch
 
 RUNS = 20
 HEALTHY = 1000
 LONGEST = 5000
+POOL = 40_000  # healthy frames that the runs are drawn from, the first ones
 # Stream, share of the frames that have the fault, and the cause that should be named.
 FAULTS: tuple[tuple[str, float, str], ...] = (
     ("lamp-0.9", 1.0, "light"),
@@ -85,9 +90,13 @@ def delays(
     before: int,
     runs: int,
     rules: Rules,
+    restart: bool,
 ) -> list[dict[str, Any]]:
     """Frames from the fault to the yellow and to the red alarm, and the cause that red names."""
-    return [one_run(reference, healthy, faulty, share, before, rules, seed) for seed in range(runs)]
+    return [
+        one_run(reference, healthy, faulty, share, before, rules, seed, restart)
+        for seed in range(runs)
+    ]
 
 
 def one_run(
@@ -98,12 +107,19 @@ def one_run(
     before: int,
     rules: Rules,
     seed: int,
+    restart: bool,
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     watch = DriftWatch(reference, rules, seed=seed)
-    good, bad = rng.permutation(len(healthy.features)), rng.permutation(len(faulty.features))
+    good, bad = (
+        rng.permutation(min(POOL, len(healthy.features))),
+        rng.permutation(len(faulty.features)),
+    )
     for index in good[:before]:
         watch.add(*row(healthy, index))
+    if restart:
+        before_it, watch = watch, DriftWatch(reference, rules, seed=seed + RUNS)
+        watch.remember(before_it.past())
     result: dict[str, Any] = {"yellow": None, "red": None, "cause": None, "yellow_cause": None}
     used = 0
     for number in range(1, LONGEST + 1):
@@ -168,20 +184,25 @@ def main() -> None:
     parser.add_argument("--before", type=int, default=HEALTHY, help="Healthy frames first.")
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--without-labels", action="store_true", help="watch_labels = false")
-    parser.add_argument("--only", help="Streams whose name begins so.", default="")
+    parser.add_argument("--restart", action="store_true", help="Start anew before the fault.")
+    parser.add_argument("--only", help="Faults that begin so, such as 'defect 0.0'.", default="")
     arguments = parser.parse_args()
     folder = arguments.frames
-    reference, shrinkage = build_reference(load(folder, "calibration"), load(folder, "heldout"))
+    reference, note = load_reference(folder)
     healthy = load(folder, "control")
     rules = Rules(watch_labels=not arguments.without_labels)
     result: dict[str, Any] = {
-        "command": "python benchmarks/drift_frames.py --out /tmp/drift --processes 2 && "
-        "python benchmarks/drift.py --frames /tmp/drift --out benchmarks/results/drift.json",
+        "command": "python benchmarks/drift_frames.py runs/demo --out /tmp/drift --processes 2 && "
+        "python benchmarks/drift.py " + shlex.join(sys.argv[1:]),
+        "engine": note.engine,
+        "onnx_sha256": note.onnx_sha256,
+        "heldout_images": note.heldout_images,
         "yellow_at": rules.yellow_at,
         "red_at": rules.red_at,
-        "shrinkage": shrinkage,
+        "shrinkage": note.shrinkage,
         "control": control(reference, healthy, seeds=arguments.control_seeds),
         "healthy_frames_before": arguments.before,
+        "restart_before_the_fault": arguments.restart,
         "lamp_losing_40_percent_over_6000_frames": slow(reference, load(folder, "lamp-slow")),
         "faults": [],
     }
@@ -189,7 +210,7 @@ def main() -> None:
         print("control", seeded)
     print("slow lamp", result["lamp_losing_40_percent_over_6000_frames"])
     for name, share, cause in FAULTS:
-        if not name.startswith(arguments.only):
+        if not f"{name} {share:g}".startswith(arguments.only):
             continue
         runs = delays(
             reference,
@@ -199,6 +220,7 @@ def main() -> None:
             before=arguments.before,
             runs=arguments.runs,
             rules=rules,
+            restart=arguments.restart,
         )
         predicted = np.bincount(load(folder, name).probabilities.argmax(axis=1))
         shares = (predicted / predicted.sum()).round(4).tolist()

@@ -1,14 +1,16 @@
-"""Put generated frames through the engine and keep what the drift watch sees of each.
+"""Put generated frames through a bundle's engine and keep what the drift watch sees of each.
 
-Writes one .safetensors per stream with "features" (n, width), "probabilities" (n, classes) and
+Writes one .safetensors per stream with "features" (n, width), "logits" (n, classes) and
 "statistics" (n, 5): the reference's images, 100,000 frames of a healthy line (97 % good parts),
-and for each fault some thousands. The frames of a stream depend on its name alone.
+and for each fault some thousands; and beside them the drift reference that `check` left in the
+bundle. The frames of a stream depend on its name alone. A run that was cut short is gone on with.
 
-python benchmarks/drift_frames.py --out /tmp/drift --processes 2     # about 12 minutes on 2 cores
+python benchmarks/drift_frames.py runs/demo --out /tmp/drift --processes 2
 """
 
 import argparse
 import multiprocessing
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +22,13 @@ from safetensors.numpy import load_file, save_file
 
 from canvas import Picture, filtered_noise, rotated_grid
 from generate import LABELS, draw, draw_on, label_of, photographed
+from lpvit_edge.bundle import REFERENCE, open_bundle
 from lpvit_edge.drift.image_statistics import image_statistics
-from lpvit_edge.images import Preprocess
-from lpvit_engines import load_engine
+from lpvit_edge.files import replace_atomic
+from lpvit_edge.images import preprocessed
+from lpvit_edge.proof import load_bundle_engine
 from surfaces import SURFACES
 
-MODEL = "examples/factory_line/model.toml"
-PREPROCESS = Preprocess(image_size=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 GOOD_SHARE = 0.97
 CHUNK = 500
 
@@ -107,54 +109,42 @@ def _split(name: str) -> Draw:
     return lambda _, index: draw(label_of(index), split=name, index=index)
 
 
-def run_chunk(task: tuple[str, int, int, Path, int, int]) -> Path:
+def run_chunk(task: tuple[str, int, int, Path, Path, int, int]) -> Path:
     """Frames [start, stop) of a stream through the engine, one at a time as on the line."""
-    name, start, stop, out, control, fault = task
-    path = out / "chunks" / f"{name}-{start:06d}.safetensors"
+    name, start, stop, folder, chunks, control, fault = task
+    path = chunks / f"{name}-{start:06d}.safetensors"
     if path.exists():
         return path
     stream = streams(control, fault)[name]
+    bundle = open_bundle(folder)
     rows: dict[str, list[NDArray[np.float32]]] = {"features": [], "logits": [], "statistics": []}
-    with load_engine("openvino", out / "dense.onnx", threads=1) as engine:
+    with load_bundle_engine(bundle, threads=1) as engine:
         for index in range(start, stop):
             pixels = stream.draw(np.random.default_rng([zlib.crc32(name.encode()), index]), index)
-            found = engine.infer_all(_normalized(pixels))
+            found = engine.infer_all(preprocessed(pixels, bundle.record.preprocess)[None])
             rows["features"].append(found["features"][0])
             rows["logits"].append(found["logits"][0])
             rows["statistics"].append(image_statistics(pixels))
-    save_file({key: np.stack(value) for key, value in rows.items()}, path)
+    arrays = {key: np.stack(value) for key, value in rows.items()}
+    replace_atomic(path, lambda temporary: save_file(arrays, temporary))
     return path
-
-
-def _normalized(pixels: Pixels) -> NDArray[np.float32]:
-    mean, std = (np.asarray(v, np.float32) for v in (PREPROCESS.mean, PREPROCESS.std))
-    scaled = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], dtype=np.float32)
-
-
-def export_dense(path: Path) -> None:
-    from lpvit_edge.export import export_onnx
-    from lpvit_edge.layers import walk
-    from lpvit_edge.models import load_model
-
-    model = load_model(MODEL)
-    size = model.preprocess.image_size
-    export_onnx(model.module, walk(model.module, image_size=size), {}, path, image_size=size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("bundle", type=Path, help="That `lpvit check` left a reference in.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--control", type=int, default=100_000)
     parser.add_argument("--fault", type=int, default=3_000)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     out, control, fault = arguments.out, arguments.control, arguments.fault
-    (out / "chunks").mkdir(parents=True, exist_ok=True)
-    if not (out / "dense.onnx").exists():
-        export_dense(out / "dense.onnx")
+    chunks = out / "chunks" / open_bundle(arguments.bundle).version
+    chunks.mkdir(parents=True, exist_ok=True)
+    for file in REFERENCE:
+        shutil.copyfile(arguments.bundle / file, out / file)
     tasks = [
-        (name, start, min(start + CHUNK, stream.frames), out, control, fault)
+        (name, start, min(start + CHUNK, stream.frames), arguments.bundle, chunks, control, fault)
         for name, stream in streams(control, fault).items()
         for start in range(0, stream.frames, CHUNK)
     ]
@@ -164,9 +154,8 @@ def main() -> None:
         for number, _ in enumerate(pool.imap(run_chunk, tasks), start=1):
             print(f"{number} of {len(tasks)} chunks", end="\r", flush=True)
     for name in streams(control, fault):
-        parts = [
-            load_file(p) for p in sorted((out / "chunks").glob(f"{name}-[0-9]*[0-9].safetensors"))
-        ]
+        found = sorted(chunks.glob(f"{name}-[0-9]*[0-9].safetensors"))
+        parts = [load_file(path) for path in found]
         joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         save_file(joined, out / f"{name}.safetensors")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.drift import LONGEST, RUNS, load
 from lpvit_edge.drift.evidence import BETS, bets
 from lpvit_edge.drift.own_past import label_bets
-from lpvit_edge.drift.reference import build_reference
+from lpvit_edge.drift.reference import load_reference
 from lpvit_edge.drift.rules import Rules
 
 CHANNELS = 9  # share the evidence of an alarm
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     folder = arguments.frames
-    reference, _ = build_reference(load(folder, "calibration"), load(folder, "heldout"))
+    reference, _ = load_reference(folder)
     healthy, faulty = (
         reference.category_of[load(folder, name).probabilities.argmax(axis=1)]
         for name in ("control", "defect")

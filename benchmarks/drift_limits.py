@@ -20,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.drift import load
-from lpvit_edge.drift.reference import build_reference
+from lpvit_edge.drift.evidence import rank_bounds
+from lpvit_edge.drift.reference import Reference, Seen, load_reference
 from lpvit_edge.drift.rules import Rules
 
 CHANNELS = 9  # share the evidence of an alarm
+SCORES = 7  # of them, that are compared with the reference
 SHARES = (0.1, 0.05, 0.02, 0.01)
 LONGEST = 5000
+BEYOND = "frames beyond the reference's 99.9 % of their class"
 OWN = 1000  # healthy frames that the line has seen
 
 
@@ -97,11 +100,28 @@ def cell_of(x: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.i
     return np.concatenate(found)
 
 
+def beyond(reference: Reference, heldout: Seen, seen: Seen, *, quantile: float) -> float:
+    """Share of the frames that are farther from their class than that quantile of the reference."""
+    usual, found = (
+        (_distances(reference, s), s.probabilities.argmax(axis=1)) for s in (heldout, seen)
+    )
+    limits = np.full(len(reference.means), np.inf)
+    for label in np.unique(usual[1]):
+        limits[label] = np.quantile(usual[0][usual[1] == label], quantile)
+    return float((found[0] > limits[found[1]]).mean())
+
+
+def _distances(reference: Reference, seen: Seen) -> NDArray[np.float32]:
+    own = seen.features - reference.means[seen.probabilities.argmax(axis=1)]
+    squared: NDArray[np.float32] = np.square(own @ reference.whitening.T).sum(axis=1)
+    return squared
+
+
 def ways(folder: Path) -> dict[str, list[tuple[float, ...]]]:
     """By what is looked at: pairs of (share of healthy frames, share of faulty frames)."""
     calibration, heldout = load(folder, "calibration"), load(folder, "heldout")
     healthy, faulty = load(folder, "control"), load(folder, "defect")
-    reference, _ = build_reference(calibration, heldout)
+    reference, _ = load_reference(folder)
     white = {
         name: (seen.features @ reference.whitening.T).astype(np.float32)
         for name, seen in (("c", calibration), ("h", heldout), ("good", healthy), ("bad", faulty))
@@ -109,6 +129,7 @@ def ways(folder: Path) -> dict[str, list[tuple[float, ...]]]:
     means = (reference.means @ reference.whitening.T).astype(np.float32)
     labels = [seen.probabilities.argmax(axis=1) for seen in (healthy, faulty)]
     rest, known = white["good"][20_000:], np.concatenate([white["c"], white["h"]])
+    plain = np.concatenate([calibration.features, heldout.features])
     # An oracle: linear discriminant analysis that was shown the defect (half of its frames).
     half, sample = white["bad"][:1500], white["good"][:20_000]
     spread = np.cov(sample.T) + 0.05 * np.eye(sample.shape[1])
@@ -122,13 +143,22 @@ def ways(folder: Path) -> dict[str, list[tuple[float, ...]]]:
                 np.square(white["bad"] - means[labels[1]]).sum(1),
             )
         ),
+        BEYOND: [
+            (
+                beyond(reference, heldout, healthy, quantile=0.999),
+                beyond(reference, heldout, faulty, quantile=0.999),
+            )
+        ],
         "distance to the nearest image of the reference": list(
             cuts(nearest(rest, known, k=1), nearest(white["bad"], known, k=1))
+        ),
+        "the same, in embeddings that are not whitened (reference)": list(
+            cuts(*(nearest(x, plain, k=1) for x in (healthy.features[20_000:], faulty.features)))
         ),
         "distance to the line's own first 1,000 frames": list(
             cuts(*(nearest(x, white["good"][:OWN], k=2) for x in (rest, white["bad"])))
         ),
-        "the same, in embeddings that are not whitened": list(
+        "the same, in embeddings that are not whitened (own)": list(
             cuts(
                 *(
                     nearest(x, healthy.features[:OWN], k=2)
@@ -145,14 +175,25 @@ def ways(folder: Path) -> dict[str, list[tuple[float, ...]]]:
     }
 
 
+def least_shares(reference: Reference) -> dict[str, float]:
+    """What the rank bounds leave to frames beyond every image of the reference in their class.
+
+    A rarer defect cannot be told from chance by the reference alone, however far it lies.
+    """
+    delta = Rules().delta / (2 * SCORES * len(reference.counts))
+    return {str(n): float(rank_bounds(n, delta=delta)[0]) for n in (200, 2000)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--frames", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    folder = arguments.frames
     nats = float(np.log(Rules().yellow_at * CHANNELS))
     rows: list[dict[str, Any]] = []
-    for name, pairs in ways(arguments.frames).items():
+    looked_at = ways(folder)
+    for name, pairs in looked_at.items():
         for share in SHARES:
             row: dict[str, Any] = {"way": name, "share": share}
             for column, healthy in (("known", None), ("10000", 10_000), ("1000", 1000)):
@@ -167,6 +208,8 @@ def main() -> None:
         "command": "python -m benchmarks.drift_limits --frames /tmp/drift --out "
         "benchmarks/results/drift_limits.json",
         "nats": nats,
+        "least_share_beside_so_many_images_of_a_class": least_shares(load_reference(folder)[0]),
+        "shares_of_healthy_and_faulty_frames_beyond": looked_at[BEYOND][0],
         "longest": LONGEST,
         "rows": rows,
     }
