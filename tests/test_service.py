@@ -26,6 +26,7 @@ from tests.line_bundle import make_bundle, write_image
 from tests.test_line import CAMERA, ROOT
 
 UNIT = ROOT / "examples" / "systemd" / "lpvit-line.service"
+EXAMPLES = sorted(ROOT.glob("examples/systemd/*.toml")) + sorted(ROOT.glob("examples/sinks/*.toml"))
 
 
 @pytest.fixture
@@ -220,18 +221,25 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
         assert words in done.stderr if words else done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["line.toml", "live.toml"])
-def test_the_examples_configurations_are_some(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = UNIT.with_name(name)
-    settings = line_config(read_config(path), name=name)
-    # A stream has no trigger: each of its frames would count as a part.
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_no_example_takes_each_frame_of_a_stream_for_a_part(path: Path) -> None:
+    settings = line_config(read_config(path), name=path.name)
     is_stream = settings.source.__struct_config__.tag in ("rtsp", "v4l2")
     assert settings.policy.kind == ("newest" if is_stream else "triggered")
+
+
+@pytest.mark.parametrize(
+    ("name", "secret_part"),
+    [("line.toml", "the-mqtt_password@10.0.0.7"), ("live.toml", "the-camera_password@10.0.0.5")],
+)
+def test_the_service_s_configurations_take_their_secrets_from_its_environment(
+    name: str, secret_part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = UNIT.with_name(name)
+    settings = line_config(read_config(path), name=name)
     for secret in re.findall(r"\$\{(\w+)\}", path.read_text(encoding="utf-8")):
         monkeypatch.setenv(secret, f"the-{secret.lower()}")
     targets = [settings.source.target, *(sink.target for sink in settings.sink)]
     resolved = "\n".join(from_environment(target) for target in targets)
     assert "${" not in resolved
-    assert (
-        "the-camera_password@10.0.0.5" if is_stream else "the-mqtt_password@10.0.0.7"
-    ) in resolved
+    assert secret_part in resolved
