@@ -5,7 +5,8 @@
 PYTHON is an interpreter with deepsparse 1.8, which pins versions that this project cannot have; its
 licence allows evaluation. Each engine gets the form it likes best: DeepSparse unstructured zeros in
 ONNX opset 16, this engine blocks of 64x1. Both in float32, batch 1, 224 px, random weights. The two
-processes take turns: one waits while the other computes. Speed is measured here, nothing else.
+processes take turns: one waits while the other computes, and a pause before each call lets the
+other's workers come to rest. Speed is measured here, nothing else.
 """
 
 import argparse
@@ -27,6 +28,9 @@ from benchmarks.vit_onnx import export_dense, export_unstructured, write_sparse
 from lpvit_engines import Engine, load_engine
 
 WARM_UP = 2
+# Worker threads go on spinning after a call, on the cores that the next call needs, for a time that
+# neither engine documents.
+PAUSE_S = 0.2
 
 
 def main() -> None:
@@ -41,6 +45,7 @@ def main() -> None:
     document = {
         "schema": "lpvit.bench.deepsparse/1",
         "rows": rows,
+        "pause_s": PAUSE_S,
         "deepsparse": version(options.deepsparse),
         "machine": describe_machine(),
     }
@@ -104,7 +109,10 @@ def deepsparse_call(path: Path, *, python: Path, threads: int) -> Iterator[Calla
     def call() -> float:
         print(file=worker.stdin, flush=True)
         assert worker.stdout is not None
-        return float(worker.stdout.readline())
+        line = worker.stdout.readline()
+        if not line:
+            raise RuntimeError(f"DeepSparse ended on {path}; its message stands above")
+        return float(line)
 
     try:
         yield call
@@ -121,7 +129,9 @@ def alternate(
     image = np.random.default_rng(0).standard_normal(engine.input_shape, dtype=np.float32)
     times = []
     for _ in range(WARM_UP + rounds):
+        time.sleep(PAUSE_S)
         peer_ms = peer()
+        time.sleep(PAUSE_S)
         start = time.perf_counter()
         engine.infer(image)
         times.append((peer_ms, (time.perf_counter() - start) * 1e3))
