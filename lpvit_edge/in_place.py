@@ -34,7 +34,7 @@ def _openvino(dense: Path, names: tuple[str, ...], threads: int) -> dict[str, fl
     with load_engine("openvino", dense, threads=threads) as loaded:
         x = random_input(loaded)
     found = dict.fromkeys(names, 0.0)
-    for node in node_times(dense, x, threads=threads, runs=_RUNS):
+    for node in node_times(dense, x, threads=threads, runs=_RUNS).nodes:
         owners = {name.rpartition("/")[0] for name in node.originals} & found.keys()
         for owner in owners:
             found[owner] += node.median_ms

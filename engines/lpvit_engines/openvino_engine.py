@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,25 +41,12 @@ class OpenVinoEngine:
     def __init__(
         self, path: Path, *, threads: int | None = None, precision: Precision = "float32"
     ) -> None:
-        if not path.is_file():
-            raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
         self.path = path
         self.precision = precision
-        instruction_set(precision)  # refuses what this processor lacks, also for a dense model
-        openvino = _supported_openvino()
-        self._nodes = SparseNodes(thread_table=_thread_table(), precision=precision)
-        with _vendor_errors(f"cannot compile {path}", self._nodes):
-            core = openvino.Core()
-            core.add_extension(self._nodes.extension())
-            model = _read_model(core, path)
-            self._nodes.join(model)
-            self._nodes.quantise(model)
-            self._layers = self._nodes.layers(model)
-            self._attention = self._nodes.fuse_attention(model)
-            self._compiled: Any = core.compile_model(
-                model, "CPU", settings(threads, precision=precision)
-            )
-            self._request: Any = self._compiled.create_infer_request()
+        self._compiled, self._nodes, self._ours = compile_network(
+            path, settings(threads, precision=precision), precision
+        )
+        self._request: Any = self._compiled.create_infer_request()
         self.input_shape = _shape(self._compiled.inputs[0].partial_shape)
         self.outputs: tuple[str, ...] = tuple(
             output.get_any_name() for output in self._compiled.outputs
@@ -95,10 +82,7 @@ class OpenVinoEngine:
         instruction set."""
         if not self._is_open:
             raise EngineError("this engine is closed; load it again to ask for its kernels")
-        sparse = {
-            name: f"lpvit_{layer.isa} {layer.pattern}" for name, layer in self._layers.items()
-        }
-        return {**dict(_graph_kernels(self._compiled)), **self._attention, **sparse}
+        return {**dict(_graph_kernels(self._compiled)), **self._ours}
 
     def close(self) -> None:
         """Free the compiled model and the packed weights."""
@@ -116,6 +100,41 @@ class OpenVinoEngine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Network(NamedTuple):
+    """A compiled network, and what of it runs on the native kernel."""
+
+    compiled: Any
+    nodes: SparseNodes
+    """Owns the packed layers: close() it after the last call."""
+    ours: dict[str, str]
+    """Our kernel by the name of the node that runs on it."""
+
+
+def compile_network(path: Path, chosen: dict[str, Any], precision: Precision) -> Network:
+    """The ONNX model at `path`, compiled with OpenVINO's settings `chosen`.
+
+    Raises EngineError where the file is missing or refused, and EnvironmentUnfitError where this
+    processor lacks the precision or OpenVINO is too old.
+    """
+    if not path.is_file():
+        raise EngineError(f"no model file {path}. Give the path of an existing .onnx file")
+    instruction_set(precision)  # refuses what this processor lacks, also for a dense model
+    openvino = _supported_openvino()
+    nodes = SparseNodes(thread_table=_thread_table(), precision=precision)
+    with _vendor_errors(f"cannot compile {path}", nodes):
+        core = openvino.Core()
+        core.add_extension(nodes.extension())
+        model = _read_model(core, path)
+        nodes.join(model)
+        nodes.quantise(model)
+        layers = {
+            name: f"lpvit_{layer.isa} {layer.pattern}"
+            for name, layer in nodes.layers(model).items()
+        }
+        ours = {**nodes.fuse_attention(model), **layers}
+        return Network(core.compile_model(model, "CPU", chosen), nodes, ours)
 
 
 def _supported_openvino() -> Any:
