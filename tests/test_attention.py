@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 timm = pytest.importorskip("timm")
 pytest.importorskip("openvino")
 
+import onnx  # noqa: E402
 import torch  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from torch import nn  # noqa: E402
 
 from lpvit_edge.errors import EngineError  # noqa: E402
@@ -23,6 +25,13 @@ from lpvit_engines import load_engine, openvino_node  # noqa: E402
 from lpvit_engines.native import instruction_sets  # noqa: E402
 from lpvit_engines.native_library import tbb_threads  # noqa: E402
 from lpvit_engines.openvino_attention import attention, kernel_address  # noqa: E402
+from tests.native.onnx_models import (  # noqa: E402
+    expected_output,
+    random_input,
+    random_matrix,
+    save,
+    sparse_model,
+)
 from tests.test_block_sparse_bf16 import ON_BF16, rounded  # noqa: E402
 
 BF16 = "avx512_bf16"
@@ -166,6 +175,47 @@ def test_without_the_native_operator_attention_stays_openvinos(
 ) -> None:
     monkeypatch.setattr(openvino_node, "native_operators", lambda: None)
     assert fused(exported(tmp_path / "m.onnx", vit(), size=32)) == []
+
+
+def test_attention_in_half_precision_is_left_alone(tmp_path: Path) -> None:
+    """Its queries, keys and values are no float32, which the kernel would read past their end."""
+    matrix = random_matrix(3 * 32, 32, (32, 1))
+    path = sparse_model(tmp_path / "m.onnx", [matrix], shape=[1, 20, 32])
+    model = onnx.load(path)
+    arrays = {
+        "split": np.array([1, 20, 3, 2, 16]),
+        "joined": np.array([1, 20, 32]),
+        "zero": np.array([0]),
+        "scale": np.array(16**-0.5, np.float16),
+    }
+    for name, array in arrays.items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    model.graph.node.pop()
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Cast", ["y0"], "qkv", {"to": TensorProto.FLOAT16}),
+        ("Reshape", ["qkv", "split"], "heads", {}),
+        ("Transpose", ["heads"], "each", {"perm": [2, 0, 3, 1, 4]}),
+        ("Split", ["each"], "q1 k1 v1", {"axis": 0, "num_outputs": 3}),
+        *(("Squeeze", [f"{n}1", "zero"], n, {}) for n in "qkv"),
+        ("Mul", ["q", "scale"], "scaled", {}),
+        ("Transpose", ["k"], "kt", {"perm": [0, 1, 3, 2]}),
+        ("MatMul", ["scaled", "kt"], "scores", {}),
+        ("Softmax", ["scores"], "weights", {"axis": -1}),
+        ("MatMul", ["weights", "v"], "found", {}),
+        ("Transpose", ["found"], "rows", {"perm": [0, 2, 1, 3]}),
+        ("Reshape", ["rows", "joined"], "half", {}),
+        ("Cast", ["half"], "y", {"to": TensorProto.FLOAT}),
+    ]
+    for kind, inputs, output, attributes in steps:
+        model.graph.node.append(helper.make_node(kind, inputs, output.split(), **attributes))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    save(model.graph, path, opset=20)
+    assert fused(path) == []
+    x = random_input(1, 20, 32)
+    with load_engine("openvino", path, threads=1) as engine:
+        y = engine.infer(x)
+    right = expected_attention(expected_output(x, [matrix])[0].astype(np.float32), 2)
+    assert np.abs(y[0] - right).max() < 0.01 * np.abs(right).max()
 
 
 def test_attention_with_a_norm_on_queries_and_keys_is_left_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
 from lpvit_engines import load_engine, openvino_node
@@ -150,6 +150,18 @@ def test_openvino_refuses_a_sparse_node_that_does_not_fit(
     matrices = [random_matrix(64, 64, (64, 1))]
     path = sparse_model(tmp_path / "m.onnx", matrices, shape=[1, 65, 64], changes=changes)
     with pytest.raises(EngineError, match=message):
+        load_engine("openvino", path)
+
+
+def test_openvino_refuses_an_input_that_the_kernel_would_read_as_twice_its_size(
+    tmp_path: Path,
+) -> None:
+    path = sparse_model(tmp_path / "m.onnx", [random_matrix(64, 64, (64, 1))], shape=[1, 65, 64])
+    model = onnx.load(path)
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16))
+    model.graph.node[1].input[0] = "half"
+    onnx.save(model, path)
+    with pytest.raises(EngineError, match=r"its input is f16; the node takes float32"):
         load_engine("openvino", path)
 
 

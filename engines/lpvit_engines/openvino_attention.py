@@ -142,7 +142,7 @@ def _around(softmax: Any) -> Attention | None:
 
 
 def _only_source(result: Any, shape: tuple[int, ...]) -> Any | None:
-    """The one node of that output shape on which `result` depends; None where it needs others."""
+    """The one float32 node of that shape on which `result` depends; None where it needs others."""
     sources: dict[str, Any] = {}
     seen: set[str] = set()
     waiting = [result]
@@ -154,7 +154,7 @@ def _only_source(result: Any, shape: tuple[int, ...]) -> Any | None:
             if name in seen:
                 continue
             seen.add(name)
-            if before.get_output_size() == 1 and _static_shape(before.output(0)) == shape:
+            if before.get_output_size() == 1 and _is_float32(before.output(0), shape):
                 sources[name] = before
             elif before.get_type_name() == "Parameter" or len(seen) > 100:
                 return None
@@ -200,6 +200,10 @@ def _same(
 def _redirect(old: Any, new: Any) -> None:
     for reader in old.get_target_inputs():
         reader.replace_source_output(new)
+
+
+def _is_float32(output: Any, shape: tuple[int, ...]) -> bool:
+    return _static_shape(output) == shape and output.get_element_type().get_type_name() == "f32"
 
 
 def _static_shape(output: Any) -> tuple[int, ...] | None:

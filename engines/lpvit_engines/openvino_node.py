@@ -199,7 +199,13 @@ def _read_layer(node: Any, *, thread_table: int | None, precision: Precision) ->
 
 
 def _in_features(node: Any) -> int:
-    shape = node.get_input(0).get_partial_shape()
+    """Of x, which the kernel will read as float32 of that width."""
+    element, shape = node.get_input(0).get_element_type(), node.get_input(0).get_partial_shape()
+    if element.get_type_name() != "f32":
+        raise EngineError(
+            f"its input is {element.get_type_name()}; the node takes float32. Export the model in "
+            "float32: the engine's precision is chosen when it is loaded"
+        )
     if shape.rank.is_dynamic or shape.rank.get_length() < 1 or shape[-1].is_dynamic:
         raise EngineError(f"the last dimension of its input {shape} is not fixed; export it fixed")
     return int(shape[-1].get_length())
