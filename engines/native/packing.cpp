@@ -115,7 +115,7 @@ void add_strips(LpvitLayer& layer, const LpvitMatrix& matrix, int32_t block_row,
     layer.most_steps = std::max<int64_t>(layer.most_steps, blocks);
     for (int32_t done = 0; done < matrix.block_rows;) {
         int32_t vectors = layer.kernel->widest;
-        while (vectors > 1 && done + vectors * lanes > matrix.block_rows) vectors /= 2;
+        while (vectors > 1 && vectors * lanes > matrix.block_rows - done) vectors /= 2;
         const int32_t outputs = std::min(vectors * lanes, matrix.block_rows - done);
         Strip strip = {};
         strip.columns = columns;
