@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
+from lpvit_engines import native
 from lpvit_engines.block_sparse import BlockSparseMatrix, reference
-from lpvit_engines.native import PackedLayer, instruction_set, instruction_sets
+from lpvit_engines.native import PackedLayer, Precision, instruction_set, instruction_sets
 
 TOLERANCE = 2e-6  # of the sum of absolute products: float32 accumulation, and the kernel's GELU
 BLOCKS = [
@@ -251,6 +252,23 @@ def test_an_instruction_set_that_the_machine_lacks_is_refused_in_words(
         EnvironmentUnfitError, match=r"LPVIT_ISA=avx1024, but this machine runs float32 on: "
     ):
         instruction_set()
+
+
+@pytest.mark.parametrize(("precision", "isa"), [("float32", "portable"), ("int8", "portable_int8")])
+def test_a_processor_with_nothing_but_the_portable_kernel_is_told_how_slow_that_is(
+    precision: Precision, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OldProcessor:
+        @staticmethod
+        def lpvit_supports(isa: bytes) -> int:
+            return int(isa.startswith(b"portable"))
+
+    monkeypatch.delenv("LPVIT_ISA", raising=False)
+    monkeypatch.setattr(native, "library", lambda: OldProcessor)
+    with pytest.warns(
+        RuntimeWarning, match="none of AVX-512, AVX2 and NEON.* several times slower"
+    ):
+        assert instruction_set(precision) == isa
 
 
 def test_a_bias_of_another_length_is_refused() -> None:
