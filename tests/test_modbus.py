@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -188,6 +189,88 @@ def test_a_verdict_that_turns_old_while_the_controller_freezes_is_not_told(
     journal.append(frame(2))
     wait_for(lambda: controller.scan() == [2], what=controller.verdicts)
     assert sink.close(5.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("cycle_s", "shown"),
+    [(1.2, False), (0.6, True)],
+    ids=["before the coil", "between coil and ring"],
+)
+def test_a_verdict_that_turns_old_between_two_requests_is_not_made_known_by_the_next(
+    controller: Controller, journal: Journal, cycle_s: float, shown: bool
+) -> None:
+    """The controller takes so long for each request; the verdict may be a second old."""
+    remote = Modbus(config(controller.port, max_age_ms=1000.0, timeout_s=5.0))
+    remote.beat(is_held=False)
+    controller.cycle_s = cycle_s
+    journal.append(frame(1, "reject"))
+    remote.send(journal.after(0))
+    controller.cycle_s = 0.0
+    assert controller.coils() == [shown, True]
+    assert controller.registers(5) == [0]
+    assert remote.missed == 1
+    journal.append(frame(2))
+    remote.send(journal.after(1))
+    assert controller.scan() == [2]
+    assert controller.coils() == [False, True]
+    remote.disconnect()
+
+
+def test_what_turned_old_among_several_is_left_out_of_the_ring(
+    controller: Controller, journal: Journal
+) -> None:
+    remote = Modbus(config(controller.port, coil=None, max_age_ms=2000.0, timeout_s=5.0))
+    remote.beat(is_held=False)
+    controller.cycle_s = 0.4
+    journal.append(frame(1, "reject", age_s=1.7))
+    journal.append(frame(2))
+    remote.send(journal.after(0))
+    assert controller.scan() == [2]
+    assert remote.missed == 1
+    remote.disconnect()
+
+
+def test_the_coil_rejects_a_part_once_when_the_request_behind_it_fails(
+    controller: Controller, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Modbus(config(controller.port, max_age_ms=60_000.0))
+    remote.beat(is_held=False)
+    journal.append(frame(1, "reject"))
+    entries = journal.after(0)
+    write = remote._write
+
+    def lost(client: Any, offset: int, values: list[int]) -> None:
+        if offset == 0:
+            raise SinkError("the connection was lost")
+        write(client, offset, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(remote, "_write", lost)
+        with pytest.raises(SinkError):
+            remote.send(entries)
+    assert controller.coils() == [True, True]
+    remote.disconnect()
+    remote.beat(is_held=False)
+    assert controller.coils() == [False, True]
+    remote.send(entries)
+    assert controller.coils() == [False, True]
+    assert controller.scan() == [1]  # the ring tells it still, by its number
+    assert remote.missed == 1  # and an alarm, since nobody knows what the coil did
+    remote.disconnect()
+
+
+def test_the_heart_beats_with_each_verdict_that_is_written_slowly(
+    controller: Controller, journal: Journal
+) -> None:
+    remote = Modbus(config(controller.port, max_age_ms=60_000.0))
+    remote.beat(is_held=False)
+    hearts = set()
+    for number in range(1, 5):
+        journal.append(frame(number))
+        remote.send(journal.after(number - 1))
+        hearts.add(controller.registers(2)[0])
+    assert len(hearts) == 4
+    remote.disconnect()
 
 
 def test_a_part_whose_trigger_nobody_saw_is_not_told(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,54 @@ def test_the_node_does_not_go_on_rejecting_a_part_that_is_gone(
     assert plant.value("reject") is True
     remote.beat(is_held=False)
     assert plant.value("reject") is False
+    remote.disconnect()
+
+
+def test_a_verdict_that_turns_old_in_its_first_request_gets_no_second(
+    plant: Plant, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = OpcUa(config(plant.port, max_age_ms=1000.0))
+    journal.append(frame(1))
+    remote.send(journal.after(0))
+    assert plant.value("number") == 1
+    write = remote._write
+
+    def slow(values: Any) -> None:
+        write(values)
+        time.sleep(1.1)
+
+    journal.append(frame(2, "reject"))
+    with monkeypatch.context() as patched:
+        patched.setattr(remote, "_write", slow)
+        remote.send(journal.after(1))
+    assert plant.value("number") == 1
+    assert remote.missed == 1
+    remote.disconnect()
+
+
+def test_the_node_rejects_a_part_once_when_the_request_behind_it_fails(
+    plant: Plant, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = OpcUa(config(plant.port, max_age_ms=60_000.0))
+    journal.append(frame(1, "reject"))
+    entries = journal.after(0)
+    write = remote._write
+
+    def lost(values: Any) -> None:
+        if "number" in values:
+            raise SinkError("the connection was lost")
+        write(values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(remote, "_write", lost)
+        with pytest.raises(SinkError):
+            remote.send(entries)
+    assert plant.value("reject") is True
+    remote.disconnect()
+    remote.beat(is_held=False)
+    remote.send(entries)
+    assert (plant.value("reject"), plant.value("number")) == (False, 1)
+    assert remote.missed == 1
     remote.disconnect()
 
 

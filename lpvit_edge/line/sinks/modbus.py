@@ -88,6 +88,7 @@ class Modbus:
         self._state = ONLINE
         self._written = 0
         self._told = 0  # newest entry written
+        self._shown = 0  # newest entry that the coils were to show, answered or not
         self._rejects = False  # the newest part
 
     @property
@@ -126,10 +127,9 @@ class Modbus:
         self._state = HELD if is_held else ONLINE
         if is_held:
             self._rejects = False  # afterwards the part is gone
-        self._heart = self._heart % 65535 + 1
         client = self._connected()
         self._write_coils(client)
-        self._write(client, 0, self._header())
+        self._write(client, 0, self._next_header())
 
     def disconnect(self) -> None:
         """Say that the line was stopped, where the controller still answers, and let go."""
@@ -141,7 +141,7 @@ class Modbus:
             self._state = OFFLINE
             with contextlib.suppress(SinkError):
                 self._write_coils(client)
-                self._write(client, 0, self._header())
+                self._write(client, 0, self._header(self._written))
         client.close()
 
     def _forget_reject(self) -> None:
@@ -150,20 +150,49 @@ class Modbus:
             self._write_coils(self._connected())
 
     def _tell(self, timely: list[Timely]) -> None:
+        """Each request may take its time: what turned too old is not made known by the next."""
         client = self._connected()
-        first = self._written % SLOTS
-        before_wrap = SLOTS - first
-        for place, some in ((first, timely[:before_wrap]), (0, timely[before_wrap:])):
-            if some:
-                registers = [word for one in some for word in self._slot(one)]
-                self._write(client, HEADER + SLOT * place, registers)
-        self._rejects = timely[-1].record.action == "reject"
-        self._write_coils(client)
-        self._write(client, 0, self._header(self._written + len(timely)))
-        self._written += len(timely)
-        self._told = timely[-1].entry
+        timely = self._put_into_slots(client, self._tally.still(timely))
+        if not timely:
+            self._forget_reject()
+            return
+        if self._config.coil is not None:
+            self._show(client, timely[-1])
+            timely = self._tally.still(timely)  # there is one
+        if timely:
+            self._write(client, 0, self._next_header(len(timely)))
+            self._written += len(timely)
+            self._told = timely[-1].entry
 
-    def _header(self, written: int | None = None) -> list[int]:
+    def _put_into_slots(self, client: Any, timely: list[Timely]) -> list[Timely]:
+        """Those that stand in the next slots now, and can still be acted on."""
+        while timely:
+            first = self._written % SLOTS
+            before_wrap = SLOTS - first
+            for place, some in ((first, timely[:before_wrap]), (0, timely[before_wrap:])):
+                if some:
+                    registers = [word for one in some for word in self._slot(one)]
+                    self._write(client, HEADER + SLOT * place, registers)
+            young = self._tally.still(timely)
+            if len(young) == len(timely):
+                break
+            timely = young
+        return timely
+
+    def _show(self, client: Any, newest: Timely) -> None:
+        """By the coil, once: where an answer was lost the part may have been rejected already."""
+        rejects, is_again = newest.record.action == "reject", newest.entry <= self._shown
+        if rejects and is_again:
+            self._tally.miss(newest.entry)
+        self._rejects, self._shown = rejects and not is_again, newest.entry
+        self._write_coils(client)
+
+    def _next_header(self, more: int = 0) -> list[int]:
+        """With another heartbeat: verdicts that are written slowly may leave no time for others."""
+        self._heart = self._heart % 65535 + 1
+        return self._header(self._written + more)
+
+    def _header(self, written: int) -> list[int]:
         tally = self._tally
         return [
             VERSION,
@@ -171,7 +200,7 @@ class Modbus:
             self._heart,
             self._state,
             SLOTS,
-            (self._written if written is None else written) % 65536,
+            written % 65536,
             *self._long(tally.ok),
             *self._long(tally.reject),
             *self._long(tally.safe),

@@ -78,6 +78,7 @@ class OpcUa:
         self._is_sound = False  # the last request was answered
         self._heart = 0
         self._told = 0  # newest entry written
+        self._shown = 0  # newest entry that `reject` was to show, answered or not
         self._rejects = False  # the newest part
 
     def _refuse_unfit(self) -> None:
@@ -131,11 +132,22 @@ class OpcUa:
         self._tally.forget(entries[-1].id)
 
     def _tell(self, timely: Timely) -> None:
+        """In two requests; what turned too old before one of them is not made known by it."""
         self._connect()
-        number = timely.record.number
-        self._write(verdict_values(timely))
-        self._write({"number": (str(number), number)} | count_values(self._tally))
-        self._told, self._rejects = timely.entry, timely.record.action == "reject"
+        number, entry = timely.record.number, timely.entry
+        for young in self._tally.still([timely]):
+            self._write(self._once(young))
+        for _ in self._tally.still([timely]):
+            self._write({"number": (str(number), number)} | count_values(self._tally))
+            self._told = entry
+
+    def _once(self, timely: Timely) -> dict[str, Content]:
+        """The verdict; `reject` is set once, since where an answer was lost it may have been."""
+        rejects, is_again = timely.record.action == "reject", timely.entry <= self._shown
+        if rejects and is_again:
+            self._tally.miss(timely.entry)
+        self._rejects, self._shown = rejects and not is_again, timely.entry
+        return verdict_values(timely) | (NO_REJECT if is_again else {})
 
     def beat(self, *, is_held: bool) -> None:
         """Write the state with another heartbeat."""

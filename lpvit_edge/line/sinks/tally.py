@@ -38,14 +38,26 @@ class Tally:
         if entry.id > self._counted:
             self._counted = entry.id
             setattr(self, record.verdict, getattr(self, record.verdict) + 1)
+        return self._timely(entry.id, record)
+
+    def still(self, timely: Sequence[Timely]) -> list[Timely]:
+        """Those that can still be acted on, with their ages now; the others are counted."""
+        found = [self._timely(one.entry, one.record) for one in timely]
+        return [one for one in found if one is not None]
+
+    def _timely(self, entry_id: int, record: FrameRecord) -> Timely | None:
         age_ms = (time.monotonic_ns() - record.captured_ns) / 1e6
         # Below zero: it was decided before this machine was started anew.
         if not record.untimed and 0 <= age_ms <= self._max_age_ms:
-            return Timely(entry=entry.id, record=record, age_ms=age_ms)
-        if entry.id not in self._late:
-            self._late.add(entry.id)
-            self.missed += 1
+            return Timely(entry=entry_id, record=record, age_ms=age_ms)
+        self.miss(entry_id)
         return None
+
+    def miss(self, entry_id: int) -> None:
+        """Count an entry, once, that the other side was not told or may not have been told."""
+        if entry_id not in self._late:
+            self._late.add(entry_id)
+            self.missed += 1
 
     def too_old(self, entries: Sequence[Entry]) -> int:
         """How many of the first entries need not be told; they are not offered again."""
