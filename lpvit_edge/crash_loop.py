@@ -1,8 +1,9 @@
 """Starts that came to nothing, counted on disk: the way back from a bundle that kills its process.
 
 A start is written down before the engine is touched and crossed out with the first verdict or a
-clean end, so a kill -9, a crash of the driver or of the machine leave it standing. Ages are taken
-from CLOCK_BOOTTIME, which no time server sets; across a reboot only the time of day is left.
+clean end, so a kill -9 or a crash of the driver leave it standing. Those of earlier boots do not
+count: they ended with the machine, by a power cut for all that is known, and a bundle was proven on
+this device before it was installed. Ages are taken from CLOCK_BOOTTIME, which no time server sets.
 """
 
 import time
@@ -23,7 +24,7 @@ class Start(Part, frozen=True, kw_only=True):
     bundle: str
     boot: str
     up_s: float
-    at: float  # seconds since 1970, UTC
+    at: float  # seconds since 1970, UTC; for people
 
 
 class StartsRecord(Record, frozen=True, kw_only=True):
@@ -46,11 +47,12 @@ def this_moment(bundle: str) -> Start:
 
 
 def failed_starts(path: Path, now: Start, *, within_s: float = WITHIN_S) -> tuple[Start, ...]:
-    """Starts of the same bundle that gave no verdict and are younger than `within_s`."""
+    """Starts of the same bundle in this boot that gave no verdict, younger than `within_s`."""
     return tuple(
         start
         for start in _read(path)
-        if start.bundle == now.bundle and _age_s(start, now) <= within_s
+        if (start.bundle, start.boot) == (now.bundle, now.boot)
+        and now.up_s - start.up_s <= within_s
     )
 
 
@@ -63,12 +65,6 @@ def note_start(path: Path, now: Start, *, within_s: float = WITHIN_S) -> None:
 def forget_starts(path: Path) -> None:
     """A verdict came, or a clean end: the bundle works."""
     path.unlink(missing_ok=True)
-
-
-def _age_s(start: Start, now: Start) -> float:
-    if start.boot == now.boot:
-        return now.up_s - start.up_s
-    return abs(now.at - start.at)
 
 
 def _read(path: Path) -> tuple[Start, ...]:

@@ -138,9 +138,18 @@ def test_starts_are_counted_by_bundle_and_age_whatever_the_time_of_day_does(tmp_
     assert len(failed_starts(path, start(290.0))) == 2
     assert len(failed_starts(path, start(310.0))) == 1
     assert failed_starts(path, start(290.0, bundle="b")) == ()
-    assert len(failed_starts(path, start(5.0, boot="2", at=210.0))) == 1  # after a reboot
     forget_starts(path)
     assert failed_starts(path, start(290.0)) == ()
+
+
+def test_power_cuts_in_a_row_are_no_crash_loop(tmp_path: Path) -> None:
+    path = tmp_path / "starts.json"
+    for boot in ("1", "2", "3"):
+        note_start(path, start(20.0, boot=boot, at=1000.0 + 40.0 * int(boot)))
+    assert failed_starts(path, start(20.0, boot="4", at=1160.0)) == ()
+    for seconds in (20.0, 25.0, 30.0):  # while the machine stays up, three are one
+        note_start(path, start(seconds, boot="4"))
+    assert len(failed_starts(path, start(35.0, boot="4"))) == 3
 
 
 def test_a_damaged_list_of_starts_does_not_keep_a_line_from_starting(tmp_path: Path) -> None:
