@@ -17,7 +17,13 @@ from lpvit_edge.line.config import GenicamSource, GstreamerSource
 from lpvit_edge.line.frames import Captured
 from lpvit_edge.line.ring import FrameMessage, StatusMessage
 from lpvit_edge.line.sequence import SequenceFile
-from lpvit_edge.line.sources.genicam import GenicamCamera, open_camera, to_rgb
+from lpvit_edge.line.sources.genicam import (
+    BufferAges,
+    GenicamCamera,
+    _timestamp_ns,
+    open_camera,
+    to_rgb,
+)
 from tests.capturing import capturing, levels, path_with
 
 SYSTEM = Path("/usr/lib/python3/dist-packages/gi")
@@ -141,6 +147,83 @@ def test_a_producer_that_is_none_is_refused_in_words(
     words = "no such GenTL producer" if content is None else "sees none"
     with pytest.raises(SourceError, match=words):
         open_camera(GenicamSource(target="1", cti=str(path)))
+
+
+def test_a_buffer_that_lacks_packets_is_a_damaged_part_at_once_and_counted_once(
+    camera: Callable[..., GenicamCamera], tmp_path: Path
+) -> None:
+    """A part whose trigger is known can still be rejected; one that is noticed later cannot."""
+    ring: Any = Ring()
+    opened = camera(PixelFormat="Mono8")
+    acquirer = opened._acquirer
+    with SequenceFile(tmp_path / "sequence") as sequence:
+        capture = Capture(ring, sequence, "triggered")
+        for number in range(4):
+            found = opened.read(2.0)
+            assert found is not None
+            if number == 2:  # as harvesters does with one: it is taken away, and told
+                begin_ns = time.monotonic_ns()
+                with pytest.MonkeyPatch.context() as patched:
+                    patched.setattr(acquirer, "try_fetch", lambda timeout: take_away(acquirer))
+                    found = opened.read(0.1)
+                assert found is not None
+                assert found.captured_ns >= begin_ns
+            capture.hand_over(found)
+    frames = [m for m in ring.messages if isinstance(m, FrameMessage)]
+    assert [m.number for m in frames] == [1, 2, 3, 4]
+    assert [m.untimed for m in frames] == [False] * 4
+    assert frames[2].lost == "corrupt frame: the buffer is incomplete; were packets lost?"
+    assert [m for m in ring.messages if isinstance(m, StatusMessage)] == []
+
+
+def take_away(acquirer: Any) -> None:
+    acquirer._emit_callbacks(acquirer.Events.INCOMPLETE_BUFFER)
+
+
+def test_a_buffer_that_waited_for_its_fetch_is_as_old_as_the_cameras_clock_says() -> None:
+    ages, ms = BufferAges(), 1_000_000
+    at = 7_000 * ms  # the camera's clock began later than this machine's
+
+    def age_ms(trigger_ms: int, fetched_ms: int, *, waited: bool, step_ms: int = 0) -> float:
+        stamp_ns = trigger_ms * ms + step_ms * ms
+        return ages.age_ns(stamp_ns, at + fetched_ms * ms, waited=waited) / ms
+
+    assert age_ms(100, 101, waited=True) == 0
+    assert age_ms(150, 401, waited=False) == 250
+    assert age_ms(200, 402, waited=False) == 201
+    assert age_ms(500, 501, waited=True) == 0
+    assert age_ms(600, 601, waited=True, step_ms=-450) == 0  # its clock was set back
+    assert age_ms(650, 701, waited=False, step_ms=-450) == 50
+    assert age_ms(650, 801, waited=False, step_ms=-450) == 0  # it stands still: no time stamp
+    assert ages.age_ns(None, 9_000 * ms, waited=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("stamps", "expected_ns"),
+    [
+        ({"timestamp_ns": 5_000}, 5_000),
+        ({"timestamp": 250, "frequency": 125_000_000}, 2_000),
+        ({"timestamp": 250}, None),
+        ({"timestamp": 250, "frequency": 0}, None),
+        ({}, None),
+    ],
+    ids=["ns", "ticks", "ticks of no unit", "ticks of no frequency", "none"],
+)
+def test_a_time_stamp_counts_where_its_unit_is_known(
+    cti: str, stamps: dict[str, int], expected_ns: int | None
+) -> None:
+    gone = pytest.importorskip("genicam.gentl").NotAvailableException
+
+    class Module:
+        def __getattr__(self, name: str) -> Any:
+            if name == "parent":
+                return self
+            key = "frequency" if name == "timestamp_frequency" else name
+            if key not in stamps:
+                raise gone("Resource or information is not available.")
+            return stamps[key]
+
+    assert _timestamp_ns(Module()) == expected_ns
 
 
 class Ring:

@@ -220,3 +220,16 @@ def test_frames_dropped_by_a_process_that_was_replaced_stay_counted(tmp_path: Pa
         captured.until(lambda: feed.health.restarts == 1 and feed.health.process is not None)
         captured.until(lambda: "no such Python file" in feed.health.text)
         assert feed.health.dropped == 3
+
+
+def test_a_file_that_the_cameras_own_code_misses_is_told_and_the_process_stays(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "camera.py").write_text(
+        "def frame(number):\n    open('/nowhere/calibration.bin')\n"
+    )
+    with capturing(SyntheticSource(target=f"{tmp_path / 'camera.py'}:frame"), tmp_path) as captured:
+        captured.until(lambda: "calibration.bin" in captured.feed.health.text)
+        captured.until(lambda: "live: open" in captured.told.texts("source"))
+        assert captured.feed.health.restarts == 0
+    assert captured.told.texts("capture") == []

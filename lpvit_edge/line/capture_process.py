@@ -14,10 +14,11 @@ import time
 
 import msgspec
 
-from lpvit_edge.errors import LpvitEdgeError, MissingDependencyError, SourceError
+from lpvit_edge.errors import LpvitEdgeError, MissingDependencyError
 from lpvit_edge.line.config import SourceConfig
 from lpvit_edge.line.frames import Captured
 from lpvit_edge.line.policy import OVERFLOW, PolicyName
+from lpvit_edge.line.redact import redacted
 from lpvit_edge.line.ring import FrameMessage, RingWriter, StatusMessage
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_edge.line.sources.base import EndOfSource, Source
@@ -148,20 +149,26 @@ def main() -> int:
             except MissingDependencyError as error:
                 capture.status("fatal", str(error))
                 return error.exit_code
-            except (SourceError, LpvitEdgeError) as error:
+            except (LpvitEdgeError, OSError) as error:  # OSError: the camera's own code, or below
                 wait_s = 0.5 if time.monotonic() - opened_s > 10.0 else wait_s
-                _rest(capture, str(error), wait_s)
+                if not _has_rested(capture, redacted(str(error)), wait_s):
+                    return 0
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-            except OSError:
-                return 0  # the other end of the channel is gone
 
 
-def _rest(capture: Capture, text: str, seconds: float) -> None:
-    """Wait before the next attempt, and keep saying that the process lives."""
+def _has_rested(capture: Capture, text: str, seconds: float) -> bool:
+    """Wait before the next attempt, and keep saying that the process lives.
+
+    False where nobody hears it: the other end of the channel is gone.
+    """
     end_s = time.monotonic() + seconds
     while (left_s := end_s - time.monotonic()) > 0:
-        capture.status("lost", text)
+        try:
+            capture.status("lost", text)
+        except OSError:
+            return False
         time.sleep(min(left_s, BEAT_S))
+    return True
 
 
 def die_with(parent: int) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _CHANNELS = {
     **dict.fromkeys(("RGBa8", "BGRa8"), 4),
 }
 _BUFFERS = 8  # in the producer, for the moments in which this process is not scheduled
+_WAITED_NS = 3_000_000  # a fetch that took as long waited for its buffer
 
 
 class GenicamCamera:
@@ -29,22 +31,41 @@ class GenicamCamera:
         for name, value in features.items():
             _set_feature(acquirer.remote_device.node_map, name, value)
         acquirer.num_buffers = max(_BUFFERS, acquirer.num_buffers)
+        self._ages = BufferAges()
+        self._counter: int | None = None
+        self._incomplete = False
+        _tell_incomplete(acquirer, self._note_incomplete)
         acquirer.start()
 
     def read(self, timeout_s: float) -> Captured | None:
-        """The next frame; None while no trigger comes.
-
-        A frame that the producer reports as incomplete is not handed over; its number is missing
-        in the sequence, so that it counts as a trigger that was never seen.
-        """
+        """The next frame; None while no trigger comes. One that lacks packets has no pixels."""
+        begin_ns = time.monotonic_ns()
         try:
             buffer = self._acquirer.try_fetch(timeout=timeout_s)
+            now_ns = time.monotonic_ns()
             if buffer is None:
-                return None
+                return self._damaged(now_ns) if self._incomplete else None
+            self._incomplete = False
             with buffer:
-                return _captured(buffer)
+                self._counter = _frame_number(buffer.module)
+                age_ns = self._ages.age_ns(
+                    _timestamp_ns(buffer.module), now_ns, waited=now_ns - begin_ns > _WAITED_NS
+                )
+                pixels, fault = _picture(buffer)
+                return _captured(pixels, fault, self._counter, now_ns - age_ns)
         except _errors() as error:
             raise SourceError(f"the camera was lost: {error}") from error
+
+    def _note_incomplete(self) -> None:
+        self._incomplete = True
+
+    def _damaged(self, now_ns: int) -> Captured:
+        """harvesters keeps the buffer for itself; it is taken to be the next one."""
+        self._incomplete = False
+        if self._counter is not None:
+            self._counter += 1
+        fault = "corrupt frame: the buffer is incomplete; were packets lost?"
+        return _captured(None, fault, self._counter, now_ns)
 
     def close(self) -> None:
         """Stop and free the camera, and unload the producer."""
@@ -60,20 +81,71 @@ def _errors() -> tuple[type[Exception], ...]:
     return gentl.GenericException, genapi.GenericException, RuntimeError
 
 
-def _captured(buffer: Any) -> Captured:
+class BufferAges:
+    """How old buffers are when they are fetched, by the camera's time stamps.
+
+    A fetch that had to wait got its buffer fresh, which says how the camera's clock stands to this
+    machine's. By that a buffer that was there already is as old as its time stamp says.
+    """
+
+    def __init__(self) -> None:
+        self._ahead_ns: int | None = None  # this machine's clock before the camera's
+        self._stamp_ns: int | None = None
+
+    def age_ns(self, stamp_ns: int | None, now_ns: int, *, waited: bool) -> int:
+        """Nanoseconds; 0 where the camera gives no time stamp, or one that stands still."""
+        stands_still = stamp_ns == self._stamp_ns
+        self._stamp_ns = stamp_ns
+        if stamp_ns is None or stands_still:
+            return 0
+        ahead_ns = now_ns - stamp_ns
+        if waited or self._ahead_ns is None or ahead_ns < self._ahead_ns:
+            self._ahead_ns = ahead_ns
+        return ahead_ns - self._ahead_ns
+
+
+def _timestamp_ns(module: Any) -> int | None:
+    """When the camera took the buffer, by its own clock; None without a unit that is known."""
+    gone = require("genicam.gentl").GenericException
+    try:
+        return int(module.timestamp_ns)
+    except gone:
+        pass
+    try:  # ticks, whose frequency the device may give (DEVICE_INFO_TIMESTAMP_FREQUENCY)
+        frequency_hz = int(module.parent.parent.timestamp_frequency)
+        return int(module.timestamp) * 1_000_000_000 // frequency_hz if frequency_hz > 0 else None
+    except gone:
+        return None
+
+
+def _picture(buffer: Any) -> "tuple[np.ndarray[Any, np.dtype[np.uint8]] | None, str | None]":
     parts = buffer.payload.components
-    if parts:
-        first = parts[0]
-        pixels, fault = to_rgb(first.data, first.height, first.width, first.data_format)
-    else:
-        pixels, fault = None, "corrupt frame: the buffer holds no picture"
+    if not parts:
+        return None, "corrupt frame: the buffer holds no picture"
+    first = parts[0]
+    return to_rgb(first.data, first.height, first.width, first.data_format)
+
+
+def _captured(pixels: Any, fault: str | None, counter: int | None, captured_ns: int) -> Captured:
+    age_s = (time.monotonic_ns() - captured_ns) / 1e9
     return Captured(
         pixels=pixels,
-        captured_at=time.time(),
-        captured_ns=time.monotonic_ns(),
-        counter=_frame_number(buffer.module),
+        captured_at=time.time() - age_s,
+        captured_ns=captured_ns,
+        counter=counter,
         fault=fault,
     )
+
+
+def _tell_incomplete(acquirer: Any, note: Callable[[], None]) -> None:
+    """Call note() when the producer hands over a buffer that lacks packets."""
+    callback = require("harvesters.core").Callback
+
+    class Incomplete(callback):  # type: ignore[misc]  # the library is optional and untyped
+        def emit(self, context: Any) -> None:
+            note()
+
+    acquirer.add_callback(acquirer.Events.INCOMPLETE_BUFFER, Incomplete())
 
 
 def _frame_number(module: Any) -> int | None:
