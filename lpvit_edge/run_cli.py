@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from lpvit_edge.line.service import Served
 
 RUN_SCHEMA = "lpvit.run/1"
+# By kind of sink, what it leaves at the end where no later run can tell it.
+_LEFT = {
+    "evidence": "images not written; they are lost",
+    "gpio": "pulses not given; their parts were not rejected",
+    "journal": "entries that no disk took; they are lost",
+    "modbus": "entries not told; they are too old for the next run",
+    "opcua": "entries not told; they are too old for the next run",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -174,4 +182,7 @@ def _print(served: "Served", json: bool) -> None:
             f"{shadow.dropped} dropped, {shadow.failed} failed\n"
         )
     for name, count in left.items():
-        sys.stdout.write(f"{name}: {count} entries not delivered yet; the next run sends them\n")
+        what = _LEFT.get(
+            name.partition(" ")[0], "entries not delivered yet; the next run sends them"
+        )
+        sys.stdout.write(f"{name}: {count} {what}\n")

@@ -461,24 +461,6 @@ def test_jsonl_mends_a_cut_line_and_repeats_nothing(tmp_path: Path) -> None:
     assert path.read_bytes().endswith(b"}\n")
 
 
-def test_evidence_keeps_its_quota(tmp_path: Path) -> None:
-    from lpvit_edge.line.records import FrameRecord, StageLatency
-    from lpvit_edge.line.sink_config import EvidenceSink
-    from lpvit_edge.line.sinks.evidence import EvidenceStore
-
-    store = EvidenceStore(EvidenceSink(target=str(tmp_path), max_gb=25e-6))
-    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)  # 7.5 kB as PNG
-    for number in range(1, 7):
-        record = FrameRecord(
-            number=number, source="s", captured_at=time.time(), captured_ns=0, verdict="reject",
-            action="reject", latency=StageLatency(total_ms=1.0),
-        )  # fmt: skip
-        store.deliver(record, noise)
-    store.close(10.0)
-    kept = sorted(path.stem for path in tmp_path.rglob("*.png"))
-    assert kept == ["000004", "000005", "000006"]
-
-
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"no database" * 100)
     with pytest.raises(FileFormatError, match="cannot be opened"):

@@ -165,8 +165,12 @@ class Journal:
         return tuple(n for n in range(after + 1, through + 1) if n not in found)
 
     def mark(self, name: str, value: int) -> None:
-        """Remember a number under a name; nothing where the disk refuses."""
-        self._store("INSERT OR REPLACE INTO marks(name, value) VALUES(?, ?)", (name, value))
+        """Remember a number under a name, if it is higher; nothing where the disk refuses."""
+        self._store(
+            "INSERT INTO marks(name, value) VALUES(?, ?) ON CONFLICT(name) DO UPDATE "
+            "SET value = excluded.value WHERE excluded.value > value",
+            (name, value),
+        )
 
     def marked(self, name: str) -> int | None:
         """The number under that name; None before the first."""

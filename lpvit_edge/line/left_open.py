@@ -14,7 +14,7 @@ _SETTLED = "settled"  # every frame up to this number has its verdict
 
 def note_settled(journal: Journal, through: int) -> None:
     """Remember that every frame up to that number has its verdict on disk."""
-    if not journal.waiting and through > (journal.marked(_SETTLED) or 0):
+    if not journal.waiting:
         journal.mark(_SETTLED, through)
 
 

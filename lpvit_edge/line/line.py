@@ -215,6 +215,8 @@ class Line:
         self.judge.close()
         self.swap.close()
         self.journal.close()
+        if self.journal.waiting:
+            left["journal"] = self.journal.waiting
         self.sequence.close()
         return left
 

@@ -21,9 +21,10 @@ class JsonlSink(Kind, frozen=True, kw_only=True, tag="jsonl"):
 class EvidenceSink(Kind, frozen=True, kw_only=True, tag="evidence"):
     """A folder of images of rejected and of doubtful parts, with an index."""
 
-    below: float = 0.8  # confidence under which an accepted part is kept too
+    below: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8  # confidence; also kept if accepted
     max_gb: Positive = 2.0
-    max_days: Positive = 30.0
+    max_days: Positive = 30.0  # on which the line ran, beside today
+    min_free_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.5  # of the disk, which others need
 
 
 class WebhookSink(Kind, frozen=True, kw_only=True, tag="webhook"):

@@ -5,12 +5,15 @@ reads the journal in a thread of its own, in order, and tries again what was ref
 never waits for it.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from lpvit_edge.errors import UnknownOptionError
 from lpvit_edge.line.journal import Journal
-from lpvit_edge.line.sink_config import SinkConfig
+from lpvit_edge.line.sink_config import EvidenceSink, GpioSink, JsonlSink, SinkConfig
 from lpvit_edge.line.sinks.base import Remote, Sink
 from lpvit_edge.line.sinks.remote import RemoteSink
 
@@ -35,13 +38,8 @@ def open_sinks(configs: tuple[SinkConfig, ...], journal: Journal) -> tuple[Sink,
     Raises MissingDependencyError without a sink's library, UnknownOptionError, SinkError.
     """
     remotes = {id(config): _remote(config) for config in configs if _kind(config) in _REMOTE}
-    names = [remote.name for remote in remotes.values()]
-    for name in names:
-        if names.count(name) > 1:
-            raise UnknownOptionError(
-                f"two sinks are called {name}, and the journal would take one for the other; leave "
-                "one out, or write them so that they differ in more than a password"
-            )
+    _refuse_twice(remote.name for remote in remotes.values())
+    _refuse_twice(place for config in configs if (place := _place(config)) is not None)
     sinks = tuple(
         RemoteSink(remotes[id(config)], journal, is_held=True)
         if id(config) in remotes
@@ -50,6 +48,24 @@ def open_sinks(configs: tuple[SinkConfig, ...], journal: Journal) -> tuple[Sink,
     )
     journal.forget_other_sinks(sink.name for sink in sinks)
     return sinks
+
+
+def _refuse_twice(names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UnknownOptionError(
+                f"two sinks are called {name}, and one would be taken for the other; leave one "
+                "out, or write them so that they differ in more than a password"
+            )
+
+
+def _place(config: SinkConfig) -> str | None:
+    """What a sink of this machine writes to, however it is spelt; None for one behind a wire."""
+    if isinstance(config, GpioSink):
+        return f"gpio {config.target} line {config.line}"
+    if isinstance(config, JsonlSink | EvidenceSink):
+        return f"{_kind(config)} {Path(config.target).resolve()}"
+    return None
 
 
 def _kind(config: SinkConfig) -> str:

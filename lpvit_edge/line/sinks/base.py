@@ -54,7 +54,7 @@ class Remote(Protocol):
         ...
 
     def resume(self, delivered: int, newest: int) -> int:
-        """Id of the last entry that need not be sent.
+        """Id of the last entry that need not be sent. May raise SinkError; it is repeated then.
 
         The journal says that those up to `delivered` have arrived, and ends at `newest`.
         """

@@ -4,125 +4,145 @@ evidence/index.sqlite             number, time, label, confidence, verdict, reas
 evidence/2026-03-01/000042.png    lossless, as the camera gave it
 """
 
+import contextlib
 import queue
 import sqlite3
-import time
+import threading
 from datetime import datetime, timezone
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpvit_edge.errors import FileFormatError
-from lpvit_edge.files import write_atomic
+import msgspec
+
+from lpvit_edge.line.clock import Clock, SystemClock
 from lpvit_edge.line.guarded import GuardedThread
 from lpvit_edge.line.records import FrameRecord
 from lpvit_edge.line.sink_config import EvidenceSink
+from lpvit_edge.line.sinks.evidence_index import EvidenceIndex
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS images(
-  number INTEGER PRIMARY KEY, captured_at REAL NOT NULL, source TEXT NOT NULL, part_id TEXT,
-  verdict TEXT NOT NULL, label TEXT, confidence REAL, reason TEXT, bundle TEXT NOT NULL,
-  file TEXT NOT NULL, bytes INTEGER NOT NULL)
-"""
-_INSERT = "INSERT OR REPLACE INTO images VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _WAITING = 64  # images; encoding is slower than judging
+_AGAIN_S = 1.0  # between two attempts while the disk refuses
+
+
+class _Work(msgspec.Struct, frozen=True, kw_only=True):
+    """The line runs on that day; with a record, its image is to be kept."""
+
+    day: str
+    record: FrameRecord | None = None
+    pixels: "NDArray[np.uint8] | None" = None
+
+    @property
+    def has_image(self) -> bool:
+        return self.pixels is not None
 
 
 class EvidenceStore:
-    """Writes in a thread of its own; where it cannot keep up, images are left out and counted."""
+    """Writes in a thread of its own; where it cannot keep up, images are left out and counted.
 
-    def __init__(self, config: EvidenceSink) -> None:
+    While the folder cannot be written the images that have room wait in memory, and each second it
+    is tried again.
+    """
+
+    def __init__(self, config: EvidenceSink, clock: Clock | None = None) -> None:
         self.name = f"evidence {config.target}"
         self._config = config
-        self._folder = Path(config.target)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "index.sqlite"
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _TABLE)
-        except sqlite3.DatabaseError as error:
-            raise FileFormatError(f"{path}: cannot be opened ({error}); move it away") from error
-        self._queue: queue.Queue[tuple[FrameRecord, NDArray[np.uint8]] | None] = queue.Queue(
-            _WAITING
-        )
+        self._index: EvidenceIndex | None = None
+        self._noted = ""  # the day that the index knows to be today
+        self._unwritten = 0  # images in the thread's hands
+        self._give_up = threading.Event()
+        self._queue: queue.Queue[_Work | None] = queue.Queue(_WAITING)
         self.missed = 0
         self.error: str | None = None
+        self._clock = clock or SystemClock()
+        self._day = _day(self._clock.unix_s())
+        self._queue.put(_Work(day=self._day))  # opens it, before the first image
         self.thread = GuardedThread(self._run, name=self.name)
         self.thread.start()
 
     def deliver(self, record: FrameRecord, pixels: "NDArray[np.uint8] | None") -> None:
         """Keep the image of a part that was rejected, not judged, or accepted with doubt."""
+        day = _day(self._clock.unix_s())
         doubtful = record.confidence is None or record.confidence < self._config.below
-        if pixels is None or (record.verdict == "ok" and not doubtful):
+        is_kept = pixels is not None and (record.verdict != "ok" or doubtful)
+        if not is_kept and day == self._day:
             return
+        work = _Work(day=day, record=record, pixels=pixels) if is_kept else _Work(day=day)
         try:
-            self._queue.put_nowait((record, pixels))
+            self._queue.put_nowait(work)
+            self._day = day
         except queue.Full:
-            self.missed += 1
+            self.missed += is_kept
 
     def hold(self, is_held: bool) -> None:
         """A folder has no safe position."""
 
     def close(self, timeout_s: float) -> int:
-        """Write what waits."""
-        left = 0
-        try:
+        """Write what waits; images that could not be written."""
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout_s)
             self.thread.join(timeout_s)
-        except queue.Full:
-            left = self._queue.qsize()
-        if not self.thread.is_alive():
-            self._db.close()
-        return left
+        self._give_up.set()
+        self.thread.join(2.0)
+        with self._queue.mutex:
+            waiting = list(self._queue.queue)
+        return self._unwritten + sum(work is not None and work.has_image for work in waiting)
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                self._keep(*item)
-                self._make_room()
-                self.error = None
-            # The disk, the index, or one image that is no picture: the next may be kept.
-            except (OSError, sqlite3.Error, ValueError, TypeError) as error:
-                self.missed += 1
-                self.error = f"{self.name}: {error}"
+        while not self._give_up.is_set() and (work := self._queue.get()) is not None:
+            self._unwritten = int(work.has_image)
+            while not self._is_done(work):
+                if self._give_up.wait(_AGAIN_S):
+                    return
+            self._unwritten = 0
+        self._close_index()
 
-    def _keep(self, record: FrameRecord, pixels: "NDArray[np.uint8]") -> None:
-        from PIL import Image
+    def _is_done(self, work: _Work) -> bool:
+        """Whether that needs not be tried again."""
+        try:
+            index = self._index = self._index or EvidenceIndex(self._config)
+            if work.day != self._noted:
+                index.note_day(work.day)
+                self._noted = work.day
+            if work.record is not None:
+                index.keep(work.record, work.day, _png(work.pixels))
+        except (OSError, sqlite3.Error) as error:  # the disk, or the index
+            self.error = f"{self.name}: {_in_words(error)}"
+            self._close_index()
+            return False
+        except (ValueError, TypeError) as error:  # an image that is no picture
+            self.missed += 1
+            self.error = f"{self.name}: {error}"
+            return True
+        self.error = None
+        return True
 
-        buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-        content = buffer.getvalue()
-        day = datetime.fromtimestamp(record.captured_at, tz=timezone.utc).strftime("%Y-%m-%d")
-        file = f"{day}/{record.number:06d}.png"
-        write_atomic(self._folder / file, content)
-        row = (
-            record.number, record.captured_at, record.source, record.part_id, record.verdict,
-            record.label, record.confidence, record.reason, record.bundle, file, len(content),
-        )  # fmt: skip
-        self._db.execute(_INSERT, row)
+    def _close_index(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+            self._noted = ""
 
-    def _make_room(self) -> None:
-        """Remove the oldest images until the store keeps its bounds."""
-        oldest = time.time() - self._config.max_days * 86400
-        for number, file in self._db.execute(
-            "SELECT number, file FROM images WHERE captured_at < ? ORDER BY number", (oldest,)
-        ).fetchall():
-            self._remove(number, file)
-        while self.stored_bytes() > self._config.max_gb * 1e9:
-            number, file = self._db.execute(
-                "SELECT number, file FROM images ORDER BY number LIMIT 1"
-            ).fetchone()
-            self._remove(number, file)
 
-    def _remove(self, number: int, file: str) -> None:
-        (self._folder / file).unlink(missing_ok=True)
-        self._db.execute("DELETE FROM images WHERE number = ?", (number,))
+def _in_words(error: OSError | sqlite3.Error) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, sqlite3.OperationalError):
+        return f"index.sqlite: {error}"
+    return f"index.sqlite: {error}; move it away, a new one takes in the images that are there"
 
-    def stored_bytes(self) -> int:
-        """Bytes of all images kept."""
-        row = self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM images").fetchone()
-        return int(row[0])
+
+def _png(pixels: "NDArray[np.uint8] | None") -> bytes:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _day(unix_s: float) -> str:
+    """The date in UTC."""
+    return datetime.fromtimestamp(unix_s, tz=timezone.utc).strftime("%Y-%m-%d")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AGAIN_S = 1.0  # between two attempts to have a line that was lost
 _IDLE_S = 60.0
 _REMEDIES = {
-    errno.EBUSY: "; another program holds it: gpioinfo says which",
+    errno.EBUSY: "; another program, or another sink of this line, holds it: gpioinfo says which",
     errno.EACCES: "; the user of this process may not open it: add it to the group of the device",
     errno.ENOENT: "; gpiodetect lists the chips",
     errno.EINVAL: "; gpioinfo lists the lines of the chip",

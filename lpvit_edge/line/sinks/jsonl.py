@@ -30,21 +30,28 @@ class JsonLines:
 
     def resume(self, delivered: int, newest: int) -> int:
         """The file itself says what is in it; a last line that was cut is removed."""
-        if not self._path.is_file():
+        try:
+            last = self._last_line()
+        except FileNotFoundError:
             return delivered
-        with self._path.open("r+b") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - _TAIL))
-            tail = stream.read()
-            whole = tail.rpartition(b"\n")[0]
-            stream.truncate(size - len(tail) + (len(whole) + 1 if whole else 0))
-        last = whole.rpartition(b"\n")[2]
+        except OSError as error:
+            raise SinkError(f"{self.name}: {error.strerror}") from error
         try:
             written = msgspec.json.decode(last, type=_Line).entry
         except msgspec.DecodeError:
             return delivered  # it is empty, or was begun by something else
         # A journal that ends before the file does is a new one, or lost its last moments.
         return written if written <= newest else delivered
+
+    def _last_line(self) -> bytes:
+        """The last whole line; what follows it was cut, and is removed."""
+        with self._path.open("r+b") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _TAIL))
+            tail = stream.read()
+            whole = tail.rpartition(b"\n")[0]
+            stream.truncate(size - len(tail) + (len(whole) + 1 if whole else 0))
+        return whole.rpartition(b"\n")[2]
 
     def too_old(self, entries: Sequence[Entry]) -> int:
         """Nothing is ever too old."""
@@ -59,9 +66,9 @@ class JsonLines:
                 before = stream.seek(0, os.SEEK_END)
                 if stream.write(content) != len(content):
                     stream.truncate(before)
-                    raise SinkError(f"{self._path}: the disk is full")
+                    raise SinkError(f"{self.name}: the disk is full")
         except OSError as error:
-            raise SinkError(f"{self._path}: {error.strerror}") from error
+            raise SinkError(f"{self.name}: {error.strerror}") from error
 
     def beat(self, *, is_held: bool) -> None:
         """A file has no safe position."""

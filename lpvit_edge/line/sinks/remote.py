@@ -39,8 +39,10 @@ class RemoteSink:
         self._remote = remote
         self._journal = journal
         self._clock = clock or SystemClock()
-        self._cursor = remote.resume(journal.delivered(remote.name), journal.last_id())
-        journal.set_delivered(self.name, self._cursor)
+        self._cursor = journal.delivered(remote.name)
+        journal.set_delivered(self.name, self._cursor)  # from here on the journal keeps it
+        self._newest = journal.last_id()  # what comes later is of this run
+        self._has_resumed = False
         self._closing = threading.Event()
         self._give_up = threading.Event()
         self._is_held = self._told_held = is_held
@@ -101,6 +103,7 @@ class RemoteSink:
 
     def _send_some(self) -> bool:
         """Send the next entries; False when there were none."""
+        self._resume()
         self._beat()
         entries = self._journal.after(self._cursor, limit=self._remote.batch)
         if not entries:
@@ -111,6 +114,13 @@ class RemoteSink:
         self._cursor = entries[-1].id
         self._journal.set_delivered(self.name, self._cursor)
         return True
+
+    def _resume(self) -> None:
+        """In the thread too: a file may be away, as a broker may."""
+        if not self._has_resumed:
+            self._cursor = self._remote.resume(self._cursor, self._newest)
+            self._journal.set_delivered(self.name, self._cursor)
+            self._has_resumed = True
 
     def _drop_old(self) -> None:
         """Pass what needs not be sent any more, lest it stand before what does later on."""
