@@ -93,7 +93,7 @@ class LineWatch:
         look("overflow", overflowed, "{n} parts found the queue full", "alarm")
         dropped = self._queue.dropped + self._feed.health.dropped
         look("dropped", dropped, "{n} frames gave way to newer ones", "info")
-        look("journal", self._journal.repeated, _REPEATED, "alarm")
+        look("gap", self._journal.repeated, _REPEATED, "alarm")
         event = self._settlement.event
         if engine_silent != self._silent:
             self._silent = engine_silent

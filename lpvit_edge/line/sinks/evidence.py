@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WAITING = 64  # images; encoding is slower than judging
-_AGAIN_S = 1.0  # between two attempts while the disk refuses
+_AGAIN_S, _LONGEST_WAIT_S = 1.0, 30.0  # between two attempts while the disk refuses
 
 
 class _Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +43,8 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
 class EvidenceStore:
     """Writes in a thread of its own; where it cannot keep up, images are left out and counted.
 
-    While the folder cannot be written the images that have room wait in memory, and each second it
-    is tried again.
+    While the folder cannot be written the images that have room wait in memory, and it is tried
+    again, ever less often.
     """
 
     def __init__(self, config: EvidenceSink, clock: Clock | None = None) -> None:
@@ -94,9 +94,11 @@ class EvidenceStore:
     def _run(self) -> None:
         while not self._give_up.is_set() and (work := self._queue.get()) is not None:
             self._unwritten = int(work.has_image)
+            wait_s = _AGAIN_S
             while not self._is_done(work):
-                if self._give_up.wait(_AGAIN_S):
+                if self._give_up.wait(wait_s):
                     return
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             self._unwritten = 0
         self._close_index()
 

@@ -123,23 +123,26 @@ class OpcUa:
         """Write each verdict that is young enough."""
         for entry in entries:
             timely = self._tally.take(entry)
-            if timely is not None and entry.id > self._told:
-                self._tell(timely)
-            elif timely is None and entry.kind == "frame" and self._rejects:
+            if timely is not None and (entry.id <= self._told or self._has_told(timely)):
+                continue
+            if entry.kind == "frame" and self._rejects:
                 self._rejects = False  # the newest part is another, and was too late to be told
                 self._connect()
                 self._write(NO_REJECT)
         self._tally.forget(entries[-1].id)
 
-    def _tell(self, timely: Timely) -> None:
-        """In two requests; what turned too old before one of them is not made known by it."""
+    def _has_told(self, timely: Timely) -> bool:
+        """In two requests, of which none makes known what turned too old; False without any."""
         self._connect()
-        number, entry = timely.record.number, timely.entry
-        for young in self._tally.still([timely]):
-            self._write(self._once(young))
-        for _ in self._tally.still([timely]):
+        young = self._tally.still([timely])
+        if not young:
+            return False
+        self._write(self._once(young[0]))
+        if self._tally.still(young):
+            number = timely.record.number
             self._write({"number": (str(number), number)} | count_values(self._tally))
-            self._told = entry
+            self._told = timely.entry
+        return True
 
     def _once(self, timely: Timely) -> dict[str, Content]:
         """The verdict; `reject` is set once, since where an answer was lost it may have been."""
