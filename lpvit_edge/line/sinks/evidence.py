@@ -109,7 +109,7 @@ class EvidenceStore:
             if work.day != self._noted:
                 index.note_day(work.day)
                 self._noted = work.day
-            if work.record is not None:
+            if work.record is not None and work.pixels is not None:
                 index.keep(work.record, work.day, _png(work.pixels))
         except (OSError, sqlite3.Error) as error:  # the disk, or the index
             self.error = f"{self.name}: {_in_words(error)}"
@@ -137,7 +137,7 @@ def _in_words(error: OSError | sqlite3.Error) -> str:
     return f"index.sqlite: {error}; move it away, a new one takes in the images that are there"
 
 
-def _png(pixels: "NDArray[np.uint8] | None") -> bytes:
+def _png(pixels: "NDArray[np.uint8]") -> bytes:
     from PIL import Image
 
     buffer = BytesIO()
