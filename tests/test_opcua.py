@@ -187,20 +187,20 @@ def test_a_verdict_that_turns_old_in_its_first_request_gets_no_second(
     plant: Plant, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = OpcUa(config(plant.port, max_age_ms=1000.0))
-    journal.append(frame(1))
+    journal.append(frame(61))
     remote.send(journal.after(0))
-    assert plant.value("number") == 1
+    assert plant.value("number") == 61
     write = remote._write
 
     def slow(values: Any) -> None:
         write(values)
         time.sleep(1.1)
 
-    journal.append(frame(2, "reject"))
+    journal.append(frame(62, "reject"))
     with monkeypatch.context() as patched:
         patched.setattr(remote, "_write", slow)
         remote.send(journal.after(1))
-    assert plant.value("number") == 1
+    assert plant.value("number") == 61
     assert remote.missed == 1
     remote.disconnect()
 
@@ -209,7 +209,7 @@ def test_the_node_rejects_a_part_once_when_the_request_behind_it_fails(
     plant: Plant, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = OpcUa(config(plant.port, max_age_ms=60_000.0))
-    journal.append(frame(1, "reject"))
+    journal.append(frame(71, "reject"))
     entries = journal.after(0)
     write = remote._write
 
@@ -226,7 +226,7 @@ def test_the_node_rejects_a_part_once_when_the_request_behind_it_fails(
     remote.disconnect()
     remote.beat(is_held=False)
     remote.send(entries)
-    assert (plant.value("reject"), plant.value("number")) == (False, 1)
+    assert (plant.value("reject"), plant.value("number")) == (False, 71)
     assert remote.missed == 1
     remote.disconnect()
 
