@@ -1,5 +1,6 @@
 """What every sink keeps to, and what the line does about one that fails."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -193,6 +194,25 @@ def test_entries_that_no_disk_took_are_told_as_lost(
     watch.look()
     journal._db.execute("PRAGMA query_only=OFF")
     assert events == ["disk: journal: 2 entries are lost, since the disk refused them for too long"]
+
+
+def test_a_sink_is_closed_and_says_what_it_leaves_where_the_journal_cannot_be_read(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Other()
+    other.is_cut = True
+    sink = RemoteSink(other, journal)
+    for number in (1, 2, 3):
+        journal.append(frame(number))
+    wait_for(lambda: sink.error is not None)
+
+    class Unreadable:
+        def execute(self, *_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "_db", Unreadable())
+        assert sink.close(0.1) == 3
 
 
 def test_an_engine_that_hangs_puts_the_sinks_on_hold_though_the_judge_cannot(

@@ -63,6 +63,8 @@ class Journal:
                 path, check_same_thread=False, isolation_level=None, timeout=_LOCKED_S
             )
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _TABLES)
+            newest = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name='entries'")
+            self._last_id = int((newest.fetchone() or (0,))[0])
         except sqlite3.DatabaseError as error:
             raise FileFormatError(
                 f"{path}: the journal cannot be opened ({error}); move the file away to start anew"
@@ -110,7 +112,10 @@ class Journal:
                 "INSERT OR IGNORE INTO entries(number, kind, body) VALUES(?, ?, ?)",
                 self._backlog[0],
             )
-            self.repeated += not done.rowcount
+            if done.rowcount:
+                self._last_id = int(done.lastrowid or 0)
+            else:
+                self.repeated += 1
             self._backlog.popleft()
             self._since_prune += 1
 
@@ -140,9 +145,7 @@ class Journal:
 
     def last_id(self) -> int:
         """Id of the newest entry; 0 in an empty journal."""
-        with self._lock:
-            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name='entries'")
-            return int((row.fetchone() or (0,))[0])
+        return self._last_id  # asked for by each sink at each verdict, and of a disk that fails
 
     def has(self, number: int) -> bool:
         """Whether the frame of that number has its verdict."""
