@@ -100,6 +100,22 @@ def test_a_hung_engine_leaves_no_part_without_its_verdict_while_the_line_stops(
     assert record["verdict"] == "safe"
 
 
+def test_a_part_that_comes_with_little_time_left_wakes_the_watch_over_deadlines(
+    tmp_path: Path,
+) -> None:
+    """It waited in the camera or on its way; the next look may come after its deadline."""
+    journal = Journal(tmp_path / "journal.sqlite")
+    settlement = settlement_of(journal, [], safe="reject", deadline_ms=60_000.0)
+    fresh = frame(1)
+    settlement.expect(fresh)
+    assert not settlement.hurry.is_set()
+    settlement.expect(
+        msgspec.structs.replace(fresh, number=2, captured_ns=fresh.captured_ns - 50_000_000_000)
+    )
+    assert settlement.hurry.is_set()
+    journal.close()
+
+
 def test_a_refusing_disk_changes_only_the_verdict_that_it_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +235,9 @@ def test_a_part_of_which_nobody_knows_when_it_came_is_in_no_percentile(tmp_path:
     assert settlement.latency.percentile_ms(50) is None
 
 
-def settlement_of(journal: Journal, told: list[FrameRecord], *, safe: Action) -> Settlement:
+def settlement_of(
+    journal: Journal, told: list[FrameRecord], *, safe: Action, deadline_ms: float | None = None
+) -> Settlement:
     return Settlement(
         journal,
         VerdictRule(safe=safe),
@@ -228,6 +246,7 @@ def settlement_of(journal: Journal, told: list[FrameRecord], *, safe: Action) ->
         bundle="b",
         tell=lambda record, *_: told.append(record),
         tell_event=lambda event: None,
+        deadline_ms=deadline_ms,
     )
 
 

@@ -23,7 +23,7 @@ from lpvit_edge.line.outputs import Outputs
 from lpvit_edge.line.policy import FrameQueue
 from lpvit_edge.line.records import TelemetryHub
 from lpvit_edge.line.sequence import SequenceFile
-from lpvit_edge.line.settle import Settlement
+from lpvit_edge.line.settle import LOOKS, Settlement
 from lpvit_edge.line.sink_watch import LineWatch, SinkWatch
 from lpvit_edge.line.sinks import open_sinks
 from lpvit_edge.line.swap import Swap
@@ -205,6 +205,7 @@ class Line:
         while self.judge.step(0.0) is not None:
             pass
         self._ended.set()
+        self.settlement.hurry.set()  # who waits for it sees the end
         for thread in (self._hold, self._sinks, self._deadlines):
             if thread.is_alive():
                 thread.join()
@@ -225,9 +226,10 @@ class Line:
             return
         period_s = self.config.policy.deadline_ms / 1000
         while not self._ended.is_set():
+            self.settlement.hurry.clear()
             next_s = self.settlement.settle_late()
-            # A part that arrives while this sleeps has a whole deadline before it, less its age.
-            self._ended.wait(min(next_s if next_s is not None else period_s / 4, period_s / 4))
+            look_s = period_s / LOOKS
+            self.settlement.hurry.wait(look_s if next_s is None else min(next_s, look_s))
 
     def _since_s(self, then_ns: int) -> float:
         return (self.clock.monotonic_ns() - then_ns) / 1e9

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# The deadlines are looked at that often within one, and at once for a part that comes later.
+LOOKS = 4
 Told = Callable[[FrameRecord, "NDArray[np.uint8] | None", "NDArray[np.float32] | None"], None]
 
 
@@ -55,6 +57,7 @@ class Settlement:
         self._deadline_ms = deadline_ms
         self._open: dict[int, Frame] = {}
         self._newest = 0  # number that was expected
+        self.hurry = threading.Event()  # a part came that has little time left
         self._lock = threading.RLock()
         self._disk_full = False
         self.counts = Counts()
@@ -66,6 +69,9 @@ class Settlement:
         with self._lock:
             self._open[frame.number] = frame
             self._newest = max(self._newest, frame.number)
+        left_ms, whole_ms = self.left_ms(frame), self._deadline_ms
+        if left_ms is not None and whole_ms is not None and left_ms < whole_ms / LOOKS:
+            self.hurry.set()
 
     @property
     def settled_through(self) -> int:
