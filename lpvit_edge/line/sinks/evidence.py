@@ -88,7 +88,7 @@ class EvidenceStore:
         self._give_up.set()
         self.thread.join(2.0)
         with self._queue.mutex:
-            waiting = list(self._queue.queue)
+            waiting: list[_Work | None] = list(self._queue.queue)
         return self._unwritten + sum(work is not None and work.has_image for work in waiting)
 
     def _run(self) -> None:

@@ -139,13 +139,9 @@ def _captured(pixels: Any, fault: str | None, counter: int | None, captured_ns: 
 
 def _tell_incomplete(acquirer: Any, note: Callable[[], None]) -> None:
     """Call note() when the producer hands over a buffer that lacks packets."""
-    callback = require("harvesters.core").Callback
-
-    class Incomplete(callback):  # type: ignore[misc]  # the library is optional and untyped
-        def emit(self, context: Any) -> None:
-            note()
-
-    acquirer.add_callback(acquirer.Events.INCOMPLETE_BUFFER, Incomplete())
+    base = require("harvesters.core").Callback
+    told = type("Incomplete", (base,), {"emit": lambda self, context: note()})
+    acquirer.add_callback(acquirer.Events.INCOMPLETE_BUFFER, told())
 
 
 def _frame_number(module: Any) -> int | None:
