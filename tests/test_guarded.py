@@ -92,6 +92,7 @@ def test_a_journal_that_cannot_be_read_does_not_end_a_sink(
     [
         ("deadlines", Settlement, "settle_late"),
         ("sinks", SinkWatch, "look"),
+        ("hold", Line, "_blindness"),
         ("folder", FolderFeed, "_look"),
     ],
 )

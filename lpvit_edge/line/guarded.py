@@ -52,10 +52,10 @@ class ThreadWatch:
         self,
         needed: Callable[[], Iterable[GuardedThread]],
         *,
-        hold: Callable[[], None],
+        hold: Callable[[str], None],
         event: Callable[[str, str, Severity], None],
     ) -> None:
-        """`needed` names the threads that verdicts need; hold() makes the outputs safe."""
+        """`needed` names the threads that verdicts need; hold(why) makes the outputs safe."""
         self._needed = needed
         self._hold = hold
         self._event = event
@@ -72,6 +72,6 @@ class ThreadWatch:
         died = self.died()
         for name in died.keys() - self._told:
             self._told.add(name)
-            self._hold()
+            self._hold(f"the thread {name} ended")
             text = f"the thread {name} ended ({died[name]}); only a new start mends that"
             self._event("thread", text, "alarm")

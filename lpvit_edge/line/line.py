@@ -90,9 +90,8 @@ class Line:
         self._stop = threading.Event()
         self._ended = threading.Event()  # after the drain: until then parts have deadlines
         self._watch = LineWatch(self.settlement, self.queue, self.feed, self.journal, self.clock)
-        self._holding = threading.Lock()  # two threads look: what is seen is what is done
         self.threads = ThreadWatch(
-            self._needed_threads, hold=self._hold_if_blind, event=self.settlement.event
+            self._needed_threads, hold=self.outputs.hold, event=self.settlement.event
         )
         self._deadlines = GuardedThread(self._watch_deadlines, name="deadlines")
         look = self.threads.look
@@ -163,21 +162,20 @@ class Line:
             self.clock.wait(self._ended, _WATCH_S)
 
     def _watch_hold(self) -> None:
-        """In a thread that waits for no engine and no disk, so that it acts when these hang."""
+        """Take the safe position while no part can be judged.
+
+        In a thread that waits for no engine and no disk, so that it acts when these hang.
+        """
         while not self._ended.is_set():
-            self._hold_if_blind()
+            self.outputs.hold(self._blindness())
             self.clock.wait(self._ended, _WATCH_S)
 
     def _needed_threads(self) -> tuple[GuardedThread, ...]:
         sinks = (sink.thread for sink in self.outputs.sinks)
         return (self._deadlines, self._hold, self._sinks, self.feed.thread, *sinks)
 
-    def _hold_if_blind(self) -> None:
-        """Take the safe position while no part can be judged."""
-        with self._holding:
-            self.outputs.hold(self._blindness())
-
     def _blindness(self) -> str | None:
+        """Why no part can be judged now, None while parts can."""
         if died := self.threads.died():
             return f"the thread {', '.join(died)} ended"
         if self.feed.health.state not in ("live", "ended"):

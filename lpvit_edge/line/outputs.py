@@ -1,5 +1,6 @@
 """Everybody who is told: sinks and the hub, in the line's own thread, none able to stop it."""
 
+import threading
 from typing import TYPE_CHECKING
 
 from lpvit_edge.errors import SinkError
@@ -22,6 +23,7 @@ class Outputs:
         self.hub: TelemetryHub | None = None
         self.shadow: Shadow | None = None
         self.held: str | None = None
+        self._holding = threading.Lock()  # all sinks are held, or none
         self.errors: dict[str, str] = {}
 
     def tell(
@@ -58,16 +60,16 @@ class Outputs:
         return {name: count for name, count in found.items() if count}
 
     def hold(self, reason: str | None) -> None:
-        """Take the safe position for that reason, or leave it (None)."""
-        if (reason is None) == (self.held is None):
-            self.held = reason
-            return
-        self.held = reason
-        for sink in self.sinks:
-            try:
-                sink.hold(reason is not None)
-            except SinkError as error:
-                self.errors[sink.name] = str(error)
+        """Take the safe position for that reason, or leave it (None); any thread may call."""
+        with self._holding:
+            was_held, self.held = self.held is not None, reason
+            if was_held == (reason is not None):
+                return
+            for sink in self.sinks:
+                try:
+                    sink.hold(reason is not None)
+                except SinkError as error:
+                    self.errors[sink.name] = str(error)
 
     def close(self, timeout_s: float) -> dict[str, int]:
         """Close every sink; what each could not deliver, which stays in the journal."""
