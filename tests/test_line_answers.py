@@ -14,7 +14,7 @@ import pytest
 
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.errors import FileFormatError
-from lpvit_edge.line.clock import SystemClock
+from lpvit_edge.line.clock import Clock, SystemClock
 from lpvit_edge.line.feed import Health, Intake
 from lpvit_edge.line.frames import Frame
 from lpvit_edge.line.journal import Journal
@@ -236,12 +236,17 @@ def test_a_part_of_which_nobody_knows_when_it_came_is_in_no_percentile(tmp_path:
 
 
 def settlement_of(
-    journal: Journal, told: list[FrameRecord], *, safe: Action, deadline_ms: float | None = None
+    journal: Journal,
+    told: list[FrameRecord],
+    *,
+    safe: Action,
+    deadline_ms: float | None = None,
+    clock: Clock | None = None,
 ) -> Settlement:
     return Settlement(
         journal,
         VerdictRule(safe=safe),
-        clock=SystemClock(),
+        clock=clock or SystemClock(),
         source="test",
         bundle="b",
         tell=lambda record, *_: told.append(record),

@@ -1,11 +1,13 @@
 """Numbers and verdicts over restarts: none twice, none made up, none forgotten."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -303,3 +305,38 @@ def test_an_engine_that_hangs_is_an_event_and_so_is_its_return(
         ("alarm", "the engine gives no answer; the outputs are held"),
         ("info", "the engine answers; the outputs are not held for it any more"),
     ]
+
+
+def test_the_log_of_the_journal_is_moved_into_its_file_beside_those_who_write(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    for number in range(1, 101):
+        journal.append(record(number))
+    journal.checkpoint()
+    shutil.copy(tmp_path / "journal.sqlite", tmp_path / "alone.sqlite")  # without its log
+    journal.append(record(101))
+    alone = Journal(tmp_path / "alone.sqlite")
+    assert (alone.last_id(), journal.last_id()) == (100, 101)
+    alone.close()
+    journal.close()
+
+
+def test_the_time_until_a_verdict_counts_what_the_disk_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = TurnedClock()
+    journal = Journal(tmp_path / "journal.sqlite")
+    settlement = settlement_of(journal, [], safe="reject", clock=clock)
+    write = journal._write_backlog
+
+    def slow() -> None:
+        clock.turn(2.0)
+        write()
+
+    monkeypatch.setattr(journal, "_write_backlog", slow)
+    one = msgspec.structs.replace(part(1), captured_ns=0)
+    settlement.expect(one)
+    settlement.settle(msgspec.structs.replace(record(1), captured_ns=0))
+    journal.close()
+    assert settlement.latency.largest_ms == 2000.0

@@ -6,6 +6,7 @@ Sinks read it with a cursor each, so what a broker or a full disk refuses is del
 order.
 """
 
+import contextlib
 import sqlite3
 import threading
 from collections import Counter, deque
@@ -24,6 +25,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS by_number ON entries(number) WHERE number IS N
 CREATE TABLE IF NOT EXISTS cursors(sink TEXT PRIMARY KEY, delivered INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS marks(name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
+# The log is moved into the file by checkpoint(); beyond so many pages (32 MB) by who writes next.
+_SETTINGS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=8000;"
 _LOCKED_S = 0.02  # for another program that writes; verdicts do not wait longer
 BACKLOG = 100_000  # entries kept in memory while the disk refuses them
 
@@ -62,7 +65,9 @@ class Journal:
             self._db = sqlite3.connect(
                 path, check_same_thread=False, isolation_level=None, timeout=_LOCKED_S
             )
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _TABLES)
+            self._db.executescript(_SETTINGS + _TABLES)
+            # Of its own, so that no verdict waits while it waits for the disk.
+            self._tidying = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             newest = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name='entries'")
             self._last_id = int((newest.fetchone() or (0,))[0])
         except sqlite3.DatabaseError as error:
@@ -235,9 +240,19 @@ class Journal:
             for sink, delivered in cursors
         }
 
+    def checkpoint(self) -> None:
+        """Move what the log holds into the file, while others write; called by one thread.
+
+        That waits for the disk several times. Left to the verdict that makes the log long enough,
+        it delays that verdict.
+        """
+        with contextlib.suppress(sqlite3.DatabaseError):  # tried again
+            self._tidying.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
     def close(self) -> None:
         """Write what waits and close the file."""
         with self._lock:
             self.flush()
             self._closed = True
+            self._tidying.close()
             self._db.close()

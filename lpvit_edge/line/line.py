@@ -33,7 +33,7 @@ from lpvit_edge.proof import refuse_disagreement
 if TYPE_CHECKING:
     from lpvit_engines import Engine
 
-_WATCH_S = 0.2
+_WATCH_S, _CHECKPOINT_S = 0.2, 2.0
 PROBE_S = 1.0  # a golden frame passes where no part came for so long
 
 
@@ -153,12 +153,16 @@ class Line:
     def _watch_sinks(self) -> None:
         """Tell, in a thread of its own, what becomes of sinks and parts: it may wait for a disk."""
         sinks = SinkWatch(self.outputs, self.settlement.event, self.clock)
+        tidied_s = 0.0
         while not self._ended.is_set():
             self.threads.look()
             sinks.look()
             begun = self.judge.passed_ns is not None
             self._watch.look(engine_silent=begun and not self.engine_answers())
             note_settled(self.journal, self.settlement.settled_through)
+            if (now_s := self.clock.monotonic_ns() / 1e9) - tidied_s > _CHECKPOINT_S:
+                self.journal.checkpoint()
+                tidied_s = now_s
             self.clock.wait(self._ended, _WATCH_S)
 
     def _watch_hold(self) -> None:

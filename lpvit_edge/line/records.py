@@ -25,7 +25,7 @@ class StageLatency(Part, frozen=True, kw_only=True):
     wait_ms: float | None = None  # in the queue of the policy
     preprocess_ms: float | None = None
     infer_ms: float | None = None
-    total_ms: float  # trigger to verdict
+    total_ms: float  # from the trigger until it was decided, before it was written
 
 
 class FrameRecord(Part, frozen=True, kw_only=True):

@@ -61,7 +61,7 @@ class Settlement:
         self._lock = threading.RLock()
         self._disk_full = False
         self.counts = Counts()
-        self.latency = LatencyHistogram()
+        self.latency = LatencyHistogram()  # from the trigger until it is on disk, and told
         self.dropped = 0
 
     def expect(self, frame: Frame) -> None:
@@ -195,4 +195,4 @@ class Settlement:
     def _count(self, record: FrameRecord) -> None:
         setattr(self.counts, record.verdict, getattr(self.counts, record.verdict) + 1)
         if not record.untimed:  # of which nobody knows when it came
-            self.latency.add(record.latency.total_ms)
+            self.latency.add((self._clock.monotonic_ns() - record.captured_ns) / 1e6)
