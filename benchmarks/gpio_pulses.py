@@ -129,7 +129,9 @@ def summary(chip: Chip, due_ns: list[int], missed: int) -> dict[str, object]:
     # A pulse belongs to the newest part that was due when it began; parts that come while one runs
     # prolong it and begin none.
     of = np.searchsorted(due, np.asarray(begun, np.int64), side="right") - 1
-    late_ms = [(at - due[index]) / 1e6 for at, index in zip(begun, of, strict=True) if index >= 0]
+    late_ms = [
+        float(at - due[index]) / 1e6 for at, index in zip(begun, of, strict=True) if index >= 0
+    ]
     long_ms = [
         (end - begin) / 1e6 - SINK.pulse_ms for begin, end in zip(begun, ended, strict=False)
     ]
