@@ -217,10 +217,12 @@ def build(job: Job, *, precision: str = "default", python_free: bool = False) ->
     from lpvit_profilers.device import fingerprint, identify
 
     path = job.path("model.onnx")
+    chosen, profiled = (resolve_precision(job.engine, x) for x in (precision, "default"))
+    if chosen != profiled:
+        say(f"predicted times are {profiled}'s; what {chosen} takes, `lpvit check` measures")
     if job.engine == "tensorrt":
         from lpvit_edge.tensorrt_build import build_proven
 
-        chosen = resolve_precision(job.engine, precision)
         build_proven(path, precision=chosen, python_free=python_free)
     with load_engine(job.engine, path, threads=job.threads, precision=precision) as engine:
         kernels = engine.kernels()
@@ -231,7 +233,7 @@ def build(job: Job, *, precision: str = "default", python_free: bool = False) ->
         onnx_sha256=files.sha256_of(path),
         fingerprint=fingerprint(identify()),
         threads=job.threads,
-        precision=resolve_precision(job.engine, precision),
+        precision=chosen,
         labels=job.model.labels or (),
         kernels=kernels,
     )

@@ -176,7 +176,7 @@ def one_layer(pattern: str, job: Job) -> Allocation:
 
 
 def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
-    trt: Any, tiny_project: Path, tmp_path: Path
+    trt: Any, tiny_project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = make_job(tiny_project, tmp_path / "run", engine="tensorrt", patterns=("2:4",))
     allocation = one_layer("2:4", job)
@@ -188,6 +188,7 @@ def test_a_bundle_in_int8_is_calibrated_built_once_and_checked(
     assert 0.0 < log.engine_error < log.engine_tolerance < 0.2
     builds = len(trt.configs)
     manifest = steps.build(job, precision="int8")
+    assert "predicted times are float16's" in capsys.readouterr().err
     assert len(trt.configs) == builds
     assert manifest.precision == "int8"
     bundle = open_bundle(job.folder)
