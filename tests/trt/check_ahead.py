@@ -104,6 +104,7 @@ def ahead_of_time_works(trt: Any) -> list[Any]:
     symbols.SymExprImpl = lambda expression: (made_of_it(expression), expression)
     shapes = [(2, 197, 768), (600, 64, 64), (48, 4), (2400,), (3072,)]
     made.input_descs = [_symbolic(symbols, t, s) for t, s in zip(types, shapes, strict=True)]
+    large = _symbolic(symbols, half, (5000, 197, 768))
     output = made.register_function(*made.input_descs, **made.attrs)
     assert [output.shape_expr[i].constant_value() for i in range(3)] == [2, 197, 3072]
     made.output_descs = (output,)
@@ -123,6 +124,10 @@ def ahead_of_time_works(trt: Any) -> list[Any]:
     launched = [_value(getattr(launch, name)) for name in names]
     assert launched == [48, 7, 1, image.warps * 32, 1, 1, image.shared_bytes], launched
     assert [_value(x) for x in setter.numbers] == [2 * 197, 768, 3072]
+    right, made.input_descs[0] = made.input_descs[0], large
+    with pytest.raises(EngineError, match="985000 tokens of 3072 features: the kernels count up"):
+        made.get_launch_params([], in_out, 5, SimpleNamespace(), _Setter(), builder)
+    made.input_descs[0] = right
     descs = [one.desc for one in in_out]
     name, ptx = made.get_kernel(descs[:5], descs[5:])
     assert name == "block_sparse_linear"

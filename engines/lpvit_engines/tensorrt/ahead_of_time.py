@@ -9,6 +9,7 @@ declarations are taken out of the PTX. Its driver compiles the PTX when the plan
 One process has one of the two forms, since both answer to the same node.
 """
 
+import math
 import re
 from types import GenericAlias
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from lpvit_edge.deps import require
 from lpvit_edge.errors import EngineError, EnvironmentUnfitError
+from lpvit_engines.cuda.kernel import beyond_a_launch
 from lpvit_engines.cuda.manifest import KernelManifest, Variant, read_image, shipped_manifest
 from lpvit_engines.tensorrt.forms import register_once
 from lpvit_engines.tensorrt.library import version_of
@@ -105,8 +107,10 @@ def _compiled(plugins: Any) -> Any:
         )
         image = variant.images["ptx"]
         tokens = plugins.SymInt32(1)
-        for index in range(len(x.shape_expr) - 1):
-            tokens = tokens * x.shape_expr[index]
+        before_last = [x.shape_expr[index] for index in range(len(x.shape_expr) - 1)]
+        for size in before_last:
+            tokens = tokens * size
+        _refuse_uncounted(before_last, widest=max(inputs, outs), tile_rows=variant.tile_rows)
         launch = plugins.KernelLaunchParams()
         launch.grid_x = outs // rows_each
         launch.grid_y = plugins.cdiv(tokens, variant.tile_rows)
@@ -120,6 +124,16 @@ def _compiled(plugins: Any) -> Any:
     answer = (str, str, plugins.KernelLaunchParams, plugins.SymIntExprs)
     compiled.__annotations__["return"] = GenericAlias(tuple, answer)
     return compiled
+
+
+def _refuse_uncounted(sizes: list[Any], *, widest: int, tile_rows: int) -> None:
+    """Raise EngineError for more tokens than one launch computes, where their number is known."""
+    if any(size.is_fake or not size.is_constant for size in sizes):
+        return
+    tokens = math.prod(size.constant_value() for size in sizes)
+    uncounted = beyond_a_launch(tokens, widest=widest, tile_rows=tile_rows)
+    if uncounted is not None:
+        raise EngineError(uncounted)
 
 
 def trimmed_ptx(manifest: KernelManifest, variant: Variant) -> str:
