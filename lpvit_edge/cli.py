@@ -192,7 +192,7 @@ def build(
 
     allocation = files.load(Allocation, out / "allocation.json")
     images = options.IMAGES
-    job = options.job(model, out, weights, calibration, heldout, images, engine, threads, "64x1")
+    job = options.job(model, out, weights, calibration, heldout, images, engine, threads)
     if python_free and engine != "tensorrt":
         raise UnknownOptionError(f"--python-free is for --engine tensorrt, not {engine}")
     log = steps.export(job, allocation, precision=precision, python_free=python_free)
@@ -221,7 +221,7 @@ def check(
 
     allocation = files.load(Allocation, out / "allocation.json")
     images = options.IMAGES  # of the drift reference
-    job = options.job(model, out, weights, calibration, heldout, images, engine, threads, "64x1")
+    job = options.job(model, out, weights, calibration, heldout, images, engine, threads)
     record = steps.check(job, allocation, seconds=options.window_s(window))
     drop = "no labels" if record.accuracy_drop is None else f"{100 * record.accuracy_drop:.2f}"
     print(f"{job.path('check.json')}: {record.speedup:.2f}x faster, accuracy drop {drop} points")

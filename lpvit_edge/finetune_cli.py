@@ -64,7 +64,7 @@ def finetune(
 
     allocation = files.load(Allocation, out / "allocation.json")
     every = sys.maxsize  # all calibration images
-    job = options.job(model, out, weights, calibration, heldout, every, "openvino", 0, "64x1")
+    job = options.job(model, out, weights, calibration, heldout, every, "openvino", 0)
     images = job.calibration if train is None else scan_folder(train, labels=class_order(job))
     plan = tuning.Plan(
         epochs=epochs,

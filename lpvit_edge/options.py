@@ -102,9 +102,12 @@ def job(
     images: int,
     engine: str,
     threads: int,
-    patterns: str,
+    patterns: str | None = None,
 ) -> "Job":
-    """Load the model and find its images, as the options say."""
+    """Load the model and find its images, as the options say.
+
+    No patterns: a step after the allocation, which names every layer's pattern itself.
+    """
     from lpvit_edge.deps import require
     from lpvit_edge.job import available_threads, prepare
 
@@ -120,7 +123,7 @@ def job(
         images=images,
         engine=engine,
         threads=threads or available_threads(),
-        patterns=_patterns(patterns, engine),
+        patterns=() if patterns is None else _patterns(patterns, engine),
     )
 
 

@@ -44,7 +44,7 @@ def prune(
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0, "64x1")
+    job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0)
     record = prune_step.prune(job, allocation, matching=Matching() if match_outputs else None)
     if json:
         options.print_json(record, schema=SCHEMA)

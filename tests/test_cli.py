@@ -244,6 +244,32 @@ def test_prune_matches_outputs_if_asked_and_says_what_that_did(
     assert log.model_sha256 == files.sha256_of(tmp_path / "model.safetensors")
 
 
+def test_a_model_that_64_rows_do_not_divide_is_pruned_in_the_pattern_allocated(
+    tiny_project: Path, tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm")
+    safetensors = pytest.importorskip("safetensors.torch")
+    from tests.test_finetune import allocation_for
+    from tests.test_optimize import make_job
+
+    for split in ("calibration", "heldout"):
+        (tmp_path / split).symlink_to(tiny_project / split)
+    text = (tiny_project / "model.toml").read_text(encoding="utf-8")
+    narrow = text.replace("embed_dim = 64", "embed_dim = 40")
+    (tmp_path / "model.toml").write_text(narrow, encoding="utf-8")
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 40, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **arguments)
+    safetensors.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    allocated = allocation_for(make_job(tmp_path, tmp_path, patterns=("8x1",)))
+    chosen = tuple(
+        msgspec.structs.replace(choice, pattern="8x1", sparsity=0.5) for choice in allocated.choices
+    )
+    files.save(msgspec.structs.replace(allocated, choices=chosen), tmp_path / "allocation.json")
+    done = lpvit("prune", tmp_path / "model.toml", "--out", tmp_path, "--images", "24")
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors: 8 layers pruned and repaired" in done.stdout
+
+
 @pytest.mark.parametrize("verb", ["build", "check"])
 def test_build_and_check_take_as_many_calibration_images_as_optimize(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
