@@ -10,9 +10,9 @@ Which layers feed each other is not read off their names: two layers that run on
 are reordered at random, and they are a pair only when the second one's output and the whole
 stage's stay what they were.
 
-The saliency of a weight is its OBS cost w_ij^2 / [A^-1]_jj (Hassibi & Stork 1993). Reordering
-channels for sparsity was shown for 2:4 by Pool & Yu 2021 (NeurIPS, "Channel permutations for N:M
-sparsity"); grouping rows by alternating between masks and members is our own choice.
+The saliency of a weight is its OBS cost w_ij^2 / [A^-1]_jj (Hassibi & Stork 1993, eq. 5).
+Reordering channels for sparsity was shown for 2:4 by Pool & Yu 2021 (NeurIPS, "Channel permutations
+for N:M sparsity"); grouping rows by alternating between masks and members is our own choice.
 """
 
 import itertools

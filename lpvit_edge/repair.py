@@ -10,9 +10,10 @@ no mask this gives V = W. With the bias as a last column of W and a constant 1 a
 z the same formulas correct the bias too.
 
 Sources: the removal cost w_j ([A^-1]_jj)^-1 w_j^T of a group of columns and the update of the rest
-are Optimal Brain Surgeon (Hassibi & Stork 1993) in the layer-wise, grouped form of OBC (Frantar &
-Alistarh 2022, arXiv 2208.11580); the block shapes are LPViT's (arXiv 2407.02068). The asymmetric
-target E|W x - V z|^2 and the batched elimination are our own choices.
+are Optimal Brain Surgeon (Hassibi & Stork 1993, eq. 5) in the layer-wise, grouped form of OBC
+(Frantar & Alistarh 2022, arXiv 2208.11580, eqs. 2 to 4 and section 4); the solution on a mask is
+SparseGPT's eq. 2 (arXiv 2301.00774); the block shapes are LPViT's (arXiv 2407.02068). The
+asymmetric target E|W x - V z|^2 and the batched elimination are our own choices.
 """
 
 from collections.abc import Iterator

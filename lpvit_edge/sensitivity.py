@@ -13,19 +13,22 @@ at the layer's output, evaluated along the group-OBS elimination of lpvit_edge.r
 repair. Per layer one elimination gives the curve at every sparsity. A curve in 2:4 has one point,
 0.5.
 
-What is taken from where (by section: equation numbers were not checked against the papers):
+What is taken from where (docs/method.md says which numbers were held against the papers' text):
 
 * LPViT (Xu et al. 2024, arXiv 2407.02068), its section on the second-order Taylor approximation:
   blocks as the unit, a distortion curve for each layer, one objective for all layers. Its power
   term is not inherited: in the public code it multiplies the pruned fraction, so that minimizing
   it prunes less; here energy is measured and is a constraint of the allocation.
-* OBS (Hassibi & Stork 1993) and OBC (Frantar & Alistarh 2022, arXiv 2208.11580, the sections on the
-  layer-wise problem and on block sparsity): removal cost and update of a group of weights.
-* SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, section 3): the column sweep in 2:4.
-* SPDY (Frantar & Alistarh 2022, arXiv 2201.13096): errors of layers add up, and a search over a
-  table of options for each layer replaces one threshold; here the table is solved exactly.
-* K-FAC (Martens & Grosse 2015, arXiv 1503.05671, section 3): the Fisher of a layer as a Kronecker
-  product of A and G.
+* OBS (Hassibi & Stork 1993, eq. 5): cost and update of removing one weight.
+* OBC (Frantar & Alistarh 2022, arXiv 2208.11580): the layer-wise problem (eq. 2), OBS on it
+  (eq. 3), the inverse Hessian after a removal (eq. 4), and its section 4 for groups of weights.
+* SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774): the weights on a mask in closed form
+  (eq. 2), and the column sweep in 2:4 (eqs. 3 to 5, algorithm 1).
+* SPDY (Frantar & Alistarh 2022, arXiv 2201.13096), its section on the problem and the dynamic
+  programme: errors of layers add up, and a search over a table of options for each layer replaces
+  one threshold; here the table is solved exactly.
+* K-FAC (Martens & Grosse 2015, arXiv 1503.05671, section 3, eq. 1): the Fisher of a layer as a
+  Kronecker product of A and G.
 """
 
 from collections.abc import Iterator, Mapping

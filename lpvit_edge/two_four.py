@@ -1,10 +1,10 @@
 """Choose two of four neighbouring weights along the inputs, and re-solve every row on its mask.
 
 Symbols as in lpvit_edge.repair. The sweep over the columns, each row with updates of its own and
-one inverse Hessian for all, is SparseGPT's (Frantar & Alistarh 2023, arXiv 2301.00774, section 3:
-the Cholesky factor of A^-1 holds the inverse over the columns not yet passed). Two things differ:
-the pair to go is the one whose joint OBS cost is lowest, of all six, and afterwards each row is
-solved exactly on its mask, so that columns already passed are corrected too.
+one inverse Hessian for all, is SparseGPT's (Frantar & Alistarh 2023, arXiv 2301.00774, eqs. 3 to
+5: the Cholesky factor of A^-1 holds the inverse over the columns not yet passed). Two things
+differ: the pair to go is the one whose joint OBS cost is lowest, of all six, and afterwards each
+row is solved exactly on its mask, so that columns already passed are corrected too.
 """
 
 import itertools
