@@ -26,6 +26,12 @@ def prune(
     calibration: options.Calibration = None,
     heldout: options.Heldout = None,
     images: options.Images = 256,
+    reorder: Annotated[
+        bool,
+        typer.Option(
+            "--reorder", help="First order neurons and head channels to suit the patterns."
+        ),
+    ] = False,
     match_outputs: Annotated[
         bool,
         typer.Option(
@@ -41,11 +47,17 @@ def prune(
     """
     from lpvit_edge import files, prune_step
     from lpvit_edge.matching import Matching, MatchLog
+    from lpvit_edge.prune import Settings
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
     job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0)
-    record = prune_step.prune(job, allocation, matching=Matching() if match_outputs else None)
+    record = prune_step.prune(
+        job,
+        allocation,
+        settings=Settings(permute=reorder),
+        matching=Matching() if match_outputs else None,
+    )
     if json:
         options.print_json(record, schema=SCHEMA)
         return

@@ -69,6 +69,7 @@ def prune(
         images_sha256=images_sha256,
         skipped=skipped,
         method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}"
+        + (", reordered" if settings.permute else "")
         + (", outputs matched" if matching else ""),
         layers=tuple(log),
         model_sha256=files.sha256_of(weights),

@@ -210,15 +210,17 @@ def test_the_steps_go_from_files_to_files_one_after_the_other(
     steps: tuple[tuple[str | Path, ...], ...] = (
         ("sensitivity", *common, "--images", "24", "--patterns", "64x1,16x16"),
         ("allocate", tmp_path, "--target-macs", "0.5x"),
-        ("prune", *common, "--images", "24"),
+        ("prune", *common, "--images", "24", "--reorder"),
         ("finetune", *common, "--epochs", "1", "--batch", "8"),
     )
-    tuned: dict[str, Any] = {}
+    said: dict[str, dict[str, Any]] = {}
     for step in steps:
         done = lpvit(*step, "--json")
         assert done.returncode == 0, done.stderr
-        tuned = json.loads(done.stdout)
-        assert tuned["schema"] == f"lpvit.{step[0]}/1"
+        said[str(step[0])] = json.loads(done.stdout)
+        assert said[str(step[0])]["schema"] == f"lpvit.{step[0]}/1"
+    assert said["prune"]["method"] == "obs, repair on, reordered"
+    tuned = said["finetune"]
     assert tuned["masked_weights"] > 0
     assert tuned["model_sha256"] == files.sha256_of(tmp_path / "model.safetensors")
 
