@@ -3,22 +3,25 @@
     python -m benchmarks.pruning_coarse
 
 In 64x64 a block of an attention's output projection reads one whole head of the example's model, so
-a block that goes cuts a head off from 64 outputs. Two plans with the same share of the MACs removed
-as uniform 64x64, whose rows are in pruning.json: the projections dense and the other layers sparser
-for it; the projections in 64x16. Rows go to benchmarks/results/pruning_coarse.json one by one; rows
-that are there are not made again.
+a block that goes cuts a head off from 64 outputs. Three plans with the same share of the MACs
+removed as uniform 64x64, whose rows are in pruning.json: the projections dense and the other layers
+sparser for it; the projections in 64x16; uniform 64x64 whose blocks are chosen with outputs weighed
+by diag E[g^2]. Rows go to benchmarks/results/pruning_coarse.json one by one; rows that are there
+are not made again.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.pruning import FACTORY_LINE, ROOT, command, removed_share
+from benchmarks.pruning_allocation import uniform_forms
 from benchmarks.pruning_methods import repaired
 from benchmarks.pruning_rows import paired_drop
 from benchmarks.pruning_subject import Source, Subject
@@ -26,6 +29,7 @@ from lpvit_edge.files import write_atomic
 from lpvit_edge.layer_options import macs
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form
+from lpvit_edge.sensitivity import output_fisher
 
 COARSE, FINE = parse_pattern("64x64"), parse_pattern("64x16")
 SPARSITIES = (0.3, 0.4, 0.5, 0.6)
@@ -48,9 +52,18 @@ def projections_fine(subject: Subject, sparsity: float) -> Forms:
     return {layer.name: fine if layer.name.endswith(PROJECTION) else coarse for layer in layers}
 
 
-PLANS: Mapping[str, Callable[[Subject, float], Forms]] = {
-    "projections dense": projections_dense,
-    "projections 64x16": projections_fine,
+def outputs_weighed(subject: Subject, sparsity: float) -> nn.Module:
+    """Uniform, an output counting by its mean squared loss gradient when blocks are chosen."""
+    forms = uniform_forms(subject, COARSE, sparsity)
+    return repaired(subject, forms, row_weights=output_fisher(subject.moments))
+
+
+PLANS: dict[str, Callable[[Subject, float], nn.Module]] = {
+    "projections dense": lambda subject, share: repaired(
+        subject, projections_dense(subject, share)
+    ),
+    "projections 64x16": lambda subject, share: repaired(subject, projections_fine(subject, share)),
+    "outputs weighed": outputs_weighed,
 }
 
 
@@ -71,7 +84,7 @@ def shares(subject: Subject) -> dict[str, dict[str, float]]:
 
 def measured(subject: Subject, plan: str, sparsity: float) -> dict[str, Any]:
     """One plan at one sparsity, scored on the held-out images."""
-    model = repaired(subject, PLANS[plan](subject, sparsity))
+    model = PLANS[plan](subject, sparsity)
     return {
         "plan": plan,
         "sparsity": sparsity,

@@ -90,10 +90,14 @@ def _allocated(subject: Subject, pattern: Pattern, sparsity: float) -> Outcome:
     return Outcome(model=repaired(subject, forms), distortion=distortion)
 
 
-def repaired(subject: Subject, forms: Mapping[str, Form]) -> nn.Module:
-    """lpvit-edge's own pruning with its default settings."""
+def repaired(
+    subject: Subject, forms: Mapping[str, Form], *, row_weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """lpvit-edge's own pruning with its default settings; row_weights: how much outputs count."""
     model = subject.module
-    for _, pruned in prune(subject.module, subject.walk, forms, subject.images):
+    for _, pruned in prune(
+        subject.module, subject.walk, forms, subject.images, row_weights=row_weights
+    ):
         model = pruned
     return model
 

@@ -51,10 +51,6 @@ CASES = (
         for permute in (False, True)
     ),
     *(Case(pattern=p, sparsity=s, fisher=True) for p, s in FORMS if p != "2:4"),
-    Case(pattern="64x64", sparsity=0.5),
-    Case(pattern="64x64", sparsity=0.5, permute=True),
-    Case(pattern="64x64", sparsity=0.5, fisher=True),
-    Case(pattern="64x64", sparsity=0.5, images=512),
     *(
         Case(pattern=p, sparsity=s, images=n, damping=damping)
         for (p, s), n in zip(FORMS, (256, 64, 256, 64), strict=True)
