@@ -1,15 +1,15 @@
 """Accuracy after pruning without any retraining: lpvit-edge, LPViT, SparseGPT and two libraries.
 
     python -m benchmarks.pruning            the whole grid; goes on where it stopped
-    python -m benchmarks.pruning --models my/model.toml --data my/images
+    python -m benchmarks.pruning --models my/model.toml --data my/images --out runs/mine.json
     python -m benchmarks.pruning --quick    one pattern, two methods, 500 images: under a minute
 
 The images: python examples/factory_line/generate.py --out data/factory_line
 The peers:  pip install -e '.[bench]'
 
 Every row is one model pruned by one method in one pattern to one share of the MACs, scored on
-held-out images that no method has seen. Results go to benchmarks/results/pruning.json, and as
-tables and a picture beside it (benchmarks/pruning_table.py).
+held-out images that no method has seen. Results go to benchmarks/results/pruning.json, with --quick
+to runs/pruning_quick.json, anew each time; benchmarks/pruning_table.py makes tables and a picture.
 """
 
 import argparse
@@ -168,7 +168,7 @@ def parsed() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "factory_line")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, help="JSON file of the results")
     parser.add_argument(
         "--models", nargs="+", type=Path, default=[FACTORY_LINE], help="model.toml files"
     )
@@ -183,6 +183,8 @@ def parsed() -> argparse.Namespace:
     given = parser.parse_args()
     if given.quick:
         vars(given).update(QUICK, sparsities=[0.5], calibration=128, heldout=500)
+    default = "runs/pruning_quick.json" if given.quick else "benchmarks/results/pruning.json"
+    given.out = given.out or ROOT / default
     return given
 
 
@@ -193,9 +195,10 @@ def main() -> None:
         path.stem: Source(path, given.data, calibration=given.calibration, heldout=given.heldout)
         for path in given.models
     }
-    given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / ("pruning_quick.json" if given.quick else "pruning.json")
-    store = Store(path, {name: source.facts() for name, source in sources.items()})
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    if given.quick:
+        given.out.unlink(missing_ok=True)
+    store = Store(given.out, {name: source.facts() for name, source in sources.items()})
     for method in given.again:
         store.forget(method, models=list(sources))
     run(given, store, sources)

@@ -141,25 +141,40 @@ def test_finished_rows_are_found_again_and_other_images_refused(tmp_path: Path) 
         Store(path, {"m": {"heldout_sha256": "b"}})
 
 
-def test_the_page_says_by_how_much_a_goal_is_missed_and_keeps_what_stands_around() -> None:
+def document(*rows: Row) -> dict[str, object]:
+    """What the benchmark leaves on disk, with the dense model's row."""
     dense = row(method="dense", pattern="dense", sparsity=0.0, accuracy=0.97, drop=0.0)
-    missed = row(accuracy=0.962, drop=0.8, drop_low=0.2, drop_high=1.4)
-    document = {
+    return {
         "commands": ["python -m benchmarks.pruning"],
         "versions": {"torch": "2"},
         "threads": 2,
         "facts": {"m": {"heldout_images": 2000}},
         "rows": [
             {name: getattr(found, name) for name in Row.__struct_fields__}
-            for found in (dense, missed)
+            for found in (dense, *rows)
         ],
     }
-    text = replaced("# Title\n", markdown(document))
+
+
+def test_the_page_says_by_how_much_a_goal_is_missed_and_keeps_what_stands_around() -> None:
+    missed = row(accuracy=0.962, drop=0.8, drop_low=0.2, drop_high=1.4)
+    text = replaced("# Title\n", markdown(document(missed)))
     assert "64x1 at 60%, uniform, at most 0.3 points: missed by 0.50 points" in text
     assert "0.80 (0.20 to 1.40)" in text
     assert replaced(text + "after\n", "new").startswith("# Title")
     assert "after" in replaced(text + "after\n", "new")
     assert "0.80" not in replaced(text, "new")
+
+
+def test_each_of_our_plans_is_held_against_lpvits_masks_by_itself() -> None:
+    drops = {"lpvit": 2.5, "uniform": 0.7, "allocated": 0.1}
+    rows = (
+        row(method=method, pattern="64x64", drop=drop, drop_low=drop - 0.5, drop_high=drop + 0.5)
+        for method, drop in drops.items()
+    )
+    text = markdown(document(*rows))
+    judged = "uniform missed, 4 times (0.70); allocated met, 25 times (0.10)"
+    assert f"64x64 at 60%, LPViT's drop (2.50) at least 10 times ours: {judged}" in text
 
 
 def test_the_sweep_makes_up_for_what_it_removes() -> None:
