@@ -22,10 +22,15 @@ FORMAT = "1"
 
 
 def made_from(
-    model: ModelIdentity, *, allocation_sha256: str, images_sha256: str, settings: Settings
+    model: ModelIdentity,
+    *,
+    allocation_sha256: str,
+    images_sha256: str,
+    settings: Settings,
+    weighed: bool,
 ) -> str:
     """Digest of everything that decides what pruning makes of a layer."""
-    parts = (FORMAT, model, allocation_sha256, images_sha256, settings)
+    parts = (FORMAT, model, allocation_sha256, images_sha256, settings, weighed)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

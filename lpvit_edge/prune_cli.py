@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lpvit_edge import options
+from lpvit_edge.errors import UnknownOptionError
 
 if TYPE_CHECKING:
     from lpvit_edge.matching import MatchLog
@@ -32,6 +33,12 @@ def prune(
             "--reorder", help="First order neurons and head channels to suit the patterns."
         ),
     ] = False,
+    weigh_outputs: Annotated[
+        bool,
+        typer.Option(
+            "--weigh-outputs", help="Choose blocks by what the loss feels of a layer's outputs."
+        ),
+    ] = False,
     match_outputs: Annotated[
         bool,
         typer.Option(
@@ -45,6 +52,11 @@ def prune(
 
     Example: lpvit prune examples/factory_line/model.toml --out runs/demo --match-outputs
     """
+    if reorder and weigh_outputs:
+        raise UnknownOptionError(
+            "--reorder and --weigh-outputs: outputs are weighed in the order they have; give one "
+            "of them"
+        )
     from lpvit_edge import files, prune_step
     from lpvit_edge.matching import Matching, MatchLog
     from lpvit_edge.prune import Settings
@@ -56,6 +68,7 @@ def prune(
         job,
         allocation,
         settings=Settings(permute=reorder),
+        weigh_outputs=weigh_outputs,
         matching=Matching() if match_outputs else None,
     )
     if json:

@@ -22,19 +22,21 @@ def prune(
     allocation: Allocation,
     *,
     settings: "Settings | None" = None,
+    weigh_outputs: bool = False,
     matching: Matching | None = None,
 ) -> PruneLog:
     """Prune and repair every layer as allocated; the weights go to model.safetensors.
 
     Finished layers lie in prune.partial until the last one is done, so that an interrupted run
-    goes on behind them. With `matching`, outputs are matched at the end: matching.json.
+    goes on behind them. With `weigh_outputs` an output of a layer counts by its mean squared loss
+    gradient when blocks are chosen. With `matching`, outputs are matched at the end: matching.json.
     """
     from lpvit_edge import partial
     from lpvit_edge.prune import Settings, prune
 
     steps.refuse_other_model(allocation.model, job.model.identity, what="the allocation")
     settings = settings or Settings()
-    images, _, skipped = steps.read_calibration(job)
+    images, targets, skipped = steps.read_calibration(job)
     chosen_sha256 = files.sha256_of(job.path("allocation.json"))
     images_sha256 = content_sha256(job.calibration)
     digest = partial.made_from(
@@ -42,13 +44,20 @@ def prune(
         allocation_sha256=chosen_sha256,
         images_sha256=images_sha256,
         settings=settings,
+        weighed=weigh_outputs,
     )
     finished = job.path(PRUNE_FOLDER)
     done = partial.kept(finished, digest=digest)
     if done:
         say(f"{len(done)} layers of an interrupted run are taken from {finished}")
     layers = prune(
-        job.model.module, job.walk, steps.forms(allocation), images, settings=settings, done=done
+        job.model.module,
+        job.walk,
+        steps.forms(allocation),
+        images,
+        settings=settings,
+        row_weights=_output_fisher(job, images, targets) if weigh_outputs else None,
+        done=done,
     )
     layers = partial.keeping(layers, finished, digest=digest)
     log: list[PrunedLayer] = []
@@ -70,6 +79,7 @@ def prune(
         skipped=skipped,
         method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}"
         + (", reordered" if settings.permute else "")
+        + (", outputs weighed" if weigh_outputs else "")
         + (", outputs matched" if matching else ""),
         layers=tuple(log),
         model_sha256=files.sha256_of(weights),
@@ -77,6 +87,15 @@ def prune(
     files.save(record, job.path("prune.json"))
     partial.clear(finished)
     return record
+
+
+def _output_fisher(
+    job: Job, images: "torch.Tensor", targets: "torch.Tensor | None"
+) -> "dict[str, torch.Tensor]":
+    from lpvit_edge.sensitivity import gather_moments, output_fisher
+
+    moments = gather_moments(job.model.module, job.walk, images, targets, patterns=())
+    return output_fisher(moments)
 
 
 def _match(job: Job, pruned: "nn.Module", images: "torch.Tensor", matching: Matching) -> None:

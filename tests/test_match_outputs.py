@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from lpvit_edge import files, steps
-from lpvit_edge.errors import PruningError
+from lpvit_edge.errors import PruningError, UnknownOptionError
 from lpvit_edge.layers import Walk, walk
 from lpvit_edge.match_outputs import match_outputs, refuse_moved
 from lpvit_edge.matching import Matching, MatchLog
 from lpvit_edge.models import load_model
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form, prune
+from lpvit_edge.prune_cli import prune as prune_verb
 from lpvit_edge.prune_step import prune as prune_step
 from tests.test_finetune import allocation_for
 from tests.test_optimize import make_job
@@ -101,3 +102,24 @@ def test_the_step_writes_what_matching_did_and_forgets_it_without(
         assert zeros == pytest.approx(form.sparsity, abs=0.02)
     prune_step(job, allocation)
     assert not job.path("matching.json").exists()
+
+
+def test_the_step_weighs_outputs_if_asked_and_says_so(tiny_project: Path, tmp_path: Path) -> None:
+    job = make_job(tiny_project, tmp_path)
+    allocation = allocation_for(job)
+    files.save(allocation, job.path("allocation.json"))
+    assert "outputs weighed" not in prune_step(job, allocation).method
+    plain = steps.pruned_weights(job)
+    assert "outputs weighed" in prune_step(job, allocation, weigh_outputs=True).method
+    weighed = steps.pruned_weights(job)
+    moved = {
+        name
+        for name in steps.forms(allocation)
+        if not torch.equal(plain[f"{name}.weight"] == 0, weighed[f"{name}.weight"] == 0)
+    }
+    assert moved
+
+
+def test_outputs_that_are_reordered_cannot_be_weighed(tmp_path: Path) -> None:
+    with pytest.raises(UnknownOptionError, match=r"--reorder and --weigh-outputs: .* one of them"):
+        prune_verb("model.toml", out=tmp_path, reorder=True, weigh_outputs=True)
