@@ -182,7 +182,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a look, in under a minute")
     given = parser.parse_args()
     if given.quick:
-        vars(given).update(QUICK, sparsities=[0.5], calibration=128, heldout=500)
+        vars(given).update(QUICK, sparsities=[0.5], calibration=128, heldout=500, threads=1)
     default = "runs/pruning_quick.json" if given.quick else "benchmarks/results/pruning.json"
     given.out = given.out or ROOT / default
     return given

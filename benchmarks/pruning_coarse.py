@@ -3,11 +3,11 @@
     python -m benchmarks.pruning_coarse
 
 In 64x64 a block of an attention's output projection reads one whole head of the example's model, so
-a block that goes cuts a head off from 64 outputs. Three plans with the same share of the MACs
-removed as uniform 64x64, whose rows are in pruning.json: the projections dense and the other layers
-sparser for it; the projections in 64x16; uniform 64x64 whose blocks are chosen with outputs weighed
-by diag E[g^2]. Rows go to benchmarks/results/pruning_coarse.json one by one; rows that are there
-are not made again.
+a block that goes cuts a head off from 64 outputs. Plans with the same share of the MACs removed as
+uniform 64x64, whose rows are in pruning.json: the projections dense and the other layers sparser
+for it; the projections in 64x16; uniform 64x64 whose blocks are chosen with outputs weighed by diag
+E[g^2]; uniform 64x64 after a rotation of the residual stream. Rows go to
+benchmarks/results/pruning_coarse.json one by one; rows that are there are not made again.
 """
 
 import argparse
@@ -24,15 +24,16 @@ from benchmarks.pruning import FACTORY_LINE, ROOT, command, removed_share
 from benchmarks.pruning_allocation import uniform_forms
 from benchmarks.pruning_methods import repaired
 from benchmarks.pruning_rows import paired_drop
-from benchmarks.pruning_subject import Source, Subject
+from benchmarks.pruning_subject import Source, Subject, batches
 from lpvit_edge.files import write_atomic
 from lpvit_edge.layer_options import macs
 from lpvit_edge.pattern import parse_pattern
-from lpvit_edge.prune import Form
+from lpvit_edge.prune import Form, prune
+from lpvit_edge.rotate import rotated
 from lpvit_edge.sensitivity import output_fisher
 
 COARSE, FINE = parse_pattern("64x64"), parse_pattern("64x16")
-SPARSITIES = (0.3, 0.4, 0.5, 0.6)
+SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7)
 PROJECTION = ".attn.proj"
 Forms = dict[str, Form]
 
@@ -58,12 +59,21 @@ def outputs_weighed(subject: Subject, sparsity: float) -> nn.Module:
     return repaired(subject, forms, row_weights=output_fisher(subject.moments))
 
 
+def stream_rotated(subject: Subject, sparsity: float) -> nn.Module:
+    """Uniform, in a basis of the residual stream that suits the blocks."""
+    forms = uniform_forms(subject, COARSE, sparsity)
+    dense = rotated(subject.module, subject.walk, batches(subject.images, 32), forms)
+    *_, (_, model) = prune(dense, subject.walk, forms, subject.images)
+    return model
+
+
 PLANS: dict[str, Callable[[Subject, float], nn.Module]] = {
+    "stream rotated": stream_rotated,
+    "outputs weighed": outputs_weighed,
     "projections dense": lambda subject, share: repaired(
         subject, projections_dense(subject, share)
     ),
     "projections 64x16": lambda subject, share: repaired(subject, projections_fine(subject, share)),
-    "outputs weighed": outputs_weighed,
 }
 
 
@@ -110,8 +120,8 @@ def main() -> None:
     document |= {"command": command("benchmarks.pruning_coarse"), "facts": source.facts()}
     document["shares_of_distortion"] = shares(subject)
     known = {(row["plan"], row["sparsity"]) for row in document["rows"]}
-    for sparsity in SPARSITIES:
-        for plan in PLANS:
+    for plan in PLANS:
+        for sparsity in SPARSITIES:
             if (plan, sparsity) not in known:
                 document["rows"].append(measured(subject, plan, sparsity))
                 write_atomic(given.out, json.dumps(document, indent=1).encode() + b"\n")

@@ -1,12 +1,15 @@
 """From an allocation to pruned weights: model.safetensors, prune.json, matching.json if asked."""
 
+import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lpvit_edge import files, steps
 from lpvit_edge.images import content_sha256
 from lpvit_edge.job import Job
 from lpvit_edge.matching import Matching, MatchLog
-from lpvit_edge.progress import say, track
+from lpvit_edge.progress import say, track, working
 from lpvit_edge.records import Allocation, PrunedLayer, PruneLog
 from lpvit_edge.run_folder import PRUNE_FOLDER
 
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lpvit_edge.prune import Settings
+    from lpvit_edge.prune import Form, Settings
+
+_BATCH = 32  # images per forward pass while the rotation is chosen
 
 
 def prune(
@@ -23,13 +28,15 @@ def prune(
     *,
     settings: "Settings | None" = None,
     weigh_outputs: bool = False,
+    rotate: bool = False,
     matching: Matching | None = None,
 ) -> PruneLog:
     """Prune and repair every layer as allocated; the weights go to model.safetensors.
 
     Finished layers lie in prune.partial until the last one is done, so that an interrupted run
     goes on behind them. With `weigh_outputs` an output of a layer counts by its mean squared loss
-    gradient when blocks are chosen. With `matching`, outputs are matched at the end: matching.json.
+    gradient when blocks are chosen. With `rotate` the residual stream is rotated first, see
+    lpvit_edge.rotate. With `matching`, outputs are matched at the end: matching.json.
     """
     from lpvit_edge import partial
     from lpvit_edge.prune import Settings, prune
@@ -45,23 +52,28 @@ def prune(
         images_sha256=images_sha256,
         settings=settings,
         weighed=weigh_outputs,
+        rotated=rotate,
     )
     finished = job.path(PRUNE_FOLDER)
     done = partial.kept(finished, digest=digest)
     if done:
         say(f"{len(done)} layers of an interrupted run are taken from {finished}")
+    forms = steps.forms(allocation)
+    dense = job.model.module
+    if rotate:
+        dense = _rotated(job, forms, images, finished, digest)
     layers = prune(
-        job.model.module,
+        dense,
         job.walk,
-        steps.forms(allocation),
+        forms,
         images,
         settings=settings,
-        row_weights=_output_fisher(job, images, targets) if weigh_outputs else None,
+        row_weights=_output_fisher(dense, job, images, targets) if weigh_outputs else None,
         done=done,
     )
     layers = partial.keeping(layers, finished, digest=digest)
     log: list[PrunedLayer] = []
-    model = job.model.module
+    model = dense
     for layer, so_far in track(layers, what="prune: layers", total=len(job.walk.layers)):
         log.append(layer)
         model = so_far
@@ -70,7 +82,7 @@ def prune(
     if matching is None:
         steps.save_weights(model, weights)
     else:
-        _match(job, model, images, matching)
+        _match(job, dense, model, images, matching)
     record = PruneLog(
         model=job.model.identity,
         allocation_sha256=chosen_sha256,
@@ -80,6 +92,7 @@ def prune(
         method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}"
         + (", reordered" if settings.permute else "")
         + (", outputs weighed" if weigh_outputs else "")
+        + (", rotated" if rotate else "")
         + (", outputs matched" if matching else ""),
         layers=tuple(log),
         model_sha256=files.sha256_of(weights),
@@ -89,20 +102,49 @@ def prune(
     return record
 
 
+def _rotated(
+    job: Job, forms: "Mapping[str, Form]", images: "torch.Tensor", folder: Path, digest: str
+) -> "nn.Module":
+    """The dense model with its residual stream rotated: an interrupted run's, where there is one.
+
+    A direction that carries nothing may come out differently in another run.
+    """
+    from lpvit_edge import partial
+    from lpvit_edge.distributed import share
+    from lpvit_edge.rotate import rotated
+
+    known = partial.kept_basis(folder, digest=digest)
+    if known is not None:
+        model = copy.deepcopy(job.model.module)
+        model.load_state_dict(known)
+        return model
+    starts = share(range(0, len(images), _BATCH))
+    batches = [images[start : start + _BATCH] for start in starts]
+    with working("prune: rotate the residual stream"):
+        model = rotated(job.model.module, job.walk, batches, forms)
+    partial.keep_basis(folder, model, digest=digest)
+    return model
+
+
 def _output_fisher(
-    job: Job, images: "torch.Tensor", targets: "torch.Tensor | None"
+    model: "nn.Module", job: Job, images: "torch.Tensor", targets: "torch.Tensor | None"
 ) -> "dict[str, torch.Tensor]":
     from lpvit_edge.sensitivity import gather_moments, output_fisher
 
-    moments = gather_moments(job.model.module, job.walk, images, targets, patterns=())
-    return output_fisher(moments)
+    return output_fisher(gather_moments(model, job.walk, images, targets, patterns=()))
 
 
-def _match(job: Job, pruned: "nn.Module", images: "torch.Tensor", matching: Matching) -> None:
+def _match(
+    job: Job,
+    dense: "nn.Module",
+    pruned: "nn.Module",
+    images: "torch.Tensor",
+    matching: Matching,
+) -> None:
     """Match the outputs of pruned weights; writes model.safetensors and matching.json."""
     from lpvit_edge.match_outputs import match_outputs
 
-    found = match_outputs(job.model.module, pruned, job.walk, images, settings=matching)
+    found = match_outputs(dense, pruned, job.walk, images, settings=matching)
     weights = job.path("model.safetensors")
     steps.save_weights(found.model, weights)
     record = MatchLog(
