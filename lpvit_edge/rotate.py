@@ -126,17 +126,19 @@ def rotation(C: Tensor, *, group: int) -> Tensor:
     ones = torch.full((D,), D**-0.5, dtype=C.dtype)
     H = _contrasts(D).T
     V = H @ torch.linalg.eigh(H.T @ C @ H).eigenvectors.flip(1)
-    inside = torch.block_diag(*[_contrasts(group)] * (D // group))
+    inside = torch.kron(torch.eye(D // group, dtype=C.dtype), _contrasts(group))
     between = torch.kron(_contrasts(D // group), torch.full((1, group), group**-0.5).double())
     E = torch.cat([inside, between])
-    return torch.outer(ones, ones) + E.T @ V.T
+    Q: Tensor = torch.outer(ones, ones) + E.T @ V.T
+    return Q
 
 
 def _contrasts(n: int) -> Tensor:
     """Orthonormal rows (n - 1, n) that sum to zero."""
     basis = torch.eye(n, dtype=torch.float64)
     basis[:, 0] = 1.0
-    return torch.linalg.qr(basis).Q[:, 1:].T
+    columns: Tensor = torch.linalg.qr(basis).Q
+    return columns[:, 1:].T
 
 
 def _apply(model: nn.Module, stream: Stream, Q: Tensor) -> None:

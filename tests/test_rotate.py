@@ -87,7 +87,7 @@ def test_coarse_blocks_lose_far_less_where_attention_writes_few_directions() -> 
     model, walked = vit()
     images = pictures(64)
     with torch.no_grad():
-        for block in model.get_submodule("blocks"):
+        for block in model.get_submodule("blocks").children():
             values = block.get_parameter("attn.qkv.weight")[128:]
             values.copy_(30.0 * values[:, :3] @ values[:3])  # 3 directions in each of 4 heads
     forms = {layer.name: COARSE for layer in walked.layers if layer.name.endswith("attn.proj")}
