@@ -27,6 +27,7 @@ TORCH_MODULES = {
     "lpvit_edge.prune",
     "lpvit_edge.prune_refusals",
     "lpvit_edge.repair",
+    "lpvit_edge.rotate",
     "lpvit_edge.sensitivity",
     "lpvit_edge.shrink",
     "lpvit_edge.solve",
