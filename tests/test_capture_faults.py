@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -193,19 +193,53 @@ def test_a_line_whose_camera_hangs_can_be_closed_and_recorded_all_it_took(
         assert numbers == list(range(1, sequence.taken + 1))
 
 
-def test_a_frame_that_was_handed_over_before_its_process_ended_is_whole() -> None:
+@pytest.fixture
+def ring() -> Iterator[tuple[RingWriter, RingReader, socket.socket]]:
+    """Both ends, and the writer's socket."""
     memory = os.memfd_create("frames")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     writer, reader = RingWriter(memory, theirs), RingReader(memory, ours)
-    pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
-    writer.write(pixels, FrameMessage(number=1, captured_at=0.0, captured_ns=0))
-    theirs.close()
-    message = reader.receive(1.0)
-    assert isinstance(message, FrameMessage)
-    assert (reader.pixels(message) == pixels).all()
+    yield writer, reader, theirs
     reader.close()
     ours.close()
     os.close(memory)
+
+
+def received(reader: RingReader) -> FrameMessage:
+    message = reader.receive(1.0)
+    assert isinstance(message, FrameMessage)
+    return message
+
+
+PIXELS = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+
+
+def test_a_frame_that_was_handed_over_before_its_process_ended_is_whole(
+    ring: tuple[RingWriter, RingReader, socket.socket],
+) -> None:
+    writer, reader, theirs = ring
+    writer.write(PIXELS, FrameMessage(number=1, captured_at=0.0, captured_ns=0))
+    theirs.close()
+    assert (reader.pixels(received(reader)) == PIXELS).all()
+
+
+@pytest.mark.parametrize("ends_while", ["nobody reads", "its pixels are copied"])
+def test_frames_of_a_process_that_ended_with_slots_not_taken_back_are_whole(
+    ring: tuple[RingWriter, RingReader, socket.socket], ends_while: str
+) -> None:
+    """The kernel tells that once, by an error, ahead of what still waits to be read."""
+    writer, reader, theirs = ring
+    for number in (1, 2, 3):
+        writer.write(PIXELS + number, FrameMessage(number=number, captured_at=0.0, captured_ns=0))
+    reader.pixels(received(reader))
+    if ends_while == "nobody reads":
+        theirs.close()
+    second = received(reader)
+    theirs.close()
+    assert (reader.pixels(second) == PIXELS + 2).all()
+    assert (reader.pixels(received(reader)) == PIXELS + 3).all()
+    with pytest.raises(EOFError):
+        reader.receive(1.0)
 
 
 def test_frames_dropped_by_a_process_that_was_replaced_stay_counted(tmp_path: Path) -> None:

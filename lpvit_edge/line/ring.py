@@ -121,15 +121,21 @@ class RingReader:
         """The next message; None after the timeout. Raises EOFError when the process is gone."""
         self._channel.settimeout(timeout_s)
         try:
-            content = self._channel.recv(_LARGEST_MESSAGE)
+            content = self._content()
         except TimeoutError:
             return None
-        except ConnectionResetError as error:
-            raise EOFError from error
         if not content:
             raise EOFError
         message: Message = _DECODER.decode(content)
         return message
+
+    def _content(self) -> bytes:
+        try:
+            return self._channel.recv(_LARGEST_MESSAGE)
+        except ConnectionResetError:
+            # Told once, ahead of the messages that wait: it ended with slots that it had not
+            # taken back.
+            return self._channel.recv(_LARGEST_MESSAGE)
 
     def pixels(self, message: FrameMessage) -> "NDArray[np.uint8]":
         """A copy of the frame's pixels; its slot is free again afterwards."""
@@ -144,7 +150,8 @@ class RingReader:
             self._view, self._size = mmap.mmap(self._memory, total), total
         start = message.slot * message.slot_bytes
         content = self._view[start : start + height * width * 3]
-        with contextlib.suppress(BrokenPipeError):  # the process ended; its memory is still here
+        # The process ended; its memory is still here.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._channel.send(bytes([message.slot]))
         return np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
