@@ -230,6 +230,38 @@ def test_images_that_cannot_be_claimed_lose_the_source_once_and_are_judged_later
     assert told == ["live", f"lost: {tmp_path / 'in'}: Read-only file system", "live"]
 
 
+def test_an_image_that_cannot_be_put_away_ends_no_line_and_is_not_judged_twice(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(bundle, folder_config(tmp_path))
+    line.start()
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if target.parent.name == "done":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        write_image(tmp_path / "in" / "a.png", 1)
+        run_until(line, lambda: len(frames_of(line)) == 1)
+    told = [e["text"] for e in events_of(line) if e["kind"] == "source"]
+    line.close()
+    image = tmp_path / "in" / "claimed" / "1.a.png"
+    assert f"lost: {image}: No space left on device" in told
+    assert image.is_file()
+    again = Line(bundle, folder_config(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        again.start()
+        run_until(again, lambda: again.feed.health.state == "lost")
+    run_until(again, lambda: (tmp_path / "in" / "done" / "1.a.png").is_file())
+    assert len(frames_of(again)) == 1
+    assert not again.threads.died()
+    again.close()
+
+
 def test_an_image_that_another_line_claimed_first_is_not_this_line_s(
     bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -60,10 +60,14 @@ class FolderFeed:
         return frozenset(n for name in names if (n := _number(name)) is not None)
 
     def settled(self, frame: Frame) -> None:
-        """Put the image away."""
+        """Put the image away; one that cannot be stays in claimed/ until the next start."""
         path = self._paths.pop(frame.number, None)
-        if path is not None:
+        if path is None:
+            return
+        try:
             self._put_away(path)
+        except OSError as error:  # unmounted, read-only or full: the verdict stands all the same
+            self._say("lost", f"{path}: {error.strerror}")
 
     def _put_away(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -73,35 +77,40 @@ class FolderFeed:
                 path.unlink()
 
     def _run(self) -> None:
+        has_taken_up = False
+        while not self._stopping.is_set():
+            try:
+                if not has_taken_up:
+                    self._take_up()
+                    has_taken_up = True
+                self._look()
+            except OSError as error:  # unmounted, read-only, or taken away before it was looked at
+                self._say("lost", f"{self._folder}: {error.strerror}")
+            else:
+                self._say("live", "")
+            self._intake.clock.wait(self._stopping, self._config.poll_s)
+
+    def _take_up(self) -> None:
+        """What a crash left claimed; may be called again where it raised OSError."""
         for path in sorted(_files(self._claimed)):
             number = _number(path.name)
-            if number is None:
+            if number is None or number in self._paths:
                 continue
             if self._journal.has(number):
                 self._put_away(path)
             else:
                 self._hand_in(number, path)
-        while not self._stopping.is_set():
-            self._look()
-            self._intake.clock.wait(self._stopping, self._config.poll_s)
 
     def _look(self) -> None:
-        try:
-            self._claimed.mkdir(exist_ok=True)
-            found = sorted(
-                _files(self._folder), key=lambda path: (path.stat().st_mtime_ns, path.name)
-            )
-            for path in found:
-                if self._stopping.is_set():
-                    return
-                claimed = self._claim(path)
-                self._say("live", "")
-                if claimed is not None:
-                    self._hand_in(*claimed)
-        except OSError as error:  # unmounted, read-only, or taken away between listing and looking
-            self._say("lost", f"{self._folder}: {error.strerror}")
-        else:
+        self._claimed.mkdir(exist_ok=True)
+        found = sorted(_files(self._folder), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        for path in found:
+            if self._stopping.is_set():
+                return
+            claimed = self._claim(path)
             self._say("live", "")
+            if claimed is not None:
+                self._hand_in(*claimed)
 
     def _claim(self, path: Path) -> tuple[int, Path] | None:
         """Number an image and rename it; None where another line was faster.
