@@ -161,7 +161,7 @@ def test_a_file_of_verdicts_goes_on_where_the_journal_is_whichever_of_them_lost_
     assert JsonLines(JsonlSink(target=str(path))).resume(delivered, newest) == resumed
 
 
-def test_a_part_that_an_unexpected_error_tears_from_the_judge_has_its_verdict_before_the_end(
+def test_parts_that_an_unexpected_error_tears_from_the_judge_have_their_verdicts_before_the_end(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = Line(bundle, folder_config(tmp_path))
@@ -171,15 +171,20 @@ def test_a_part_that_an_unexpected_error_tears_from_the_judge_has_its_verdict_be
         raise KeyError("a bug")
 
     monkeypatch.setattr(line.judge, "_judge", broken)
-    write_image(tmp_path / "in" / "a.png", 1)
+    for number in range(2):
+        write_image(tmp_path / "in" / f"{number}.png", number)
+    wait_for(lambda: line.sequence.taken == 2)
     with pytest.raises(KeyError):
         run_until(line, lambda: False)
-    line.close()
+    with pytest.raises(KeyError):  # it is met again by the part that waits
+        line.close()
+    assert line.outputs.held == "the line stopped"
     journal = Journal(tmp_path / "state" / "journal.sqlite")
     frames = [json.loads(entry.body) for entry in journal.after(0) if entry.kind == "frame"]
     journal.close()
     assert [(one["number"], one["verdict"], one["reason"]) for one in frames] == [
-        (1, "safe", "the line stopped")
+        (1, "safe", "the line stopped"),
+        (2, "safe", "the line stopped"),
     ]
 
 

@@ -204,8 +204,14 @@ class Line:
         self._stop.set()
         with contextlib.suppress(RuntimeError):  # never started
             self.feed.stop()
-        while self.judge.step(0.0) is not None:
-            pass
+        try:
+            while self.judge.step(0.0) is not None:
+                pass
+        finally:  # what nobody expected may end it here once more
+            left = self._end(timeout_s)
+        return left
+
+    def _end(self, timeout_s: float) -> dict[str, int]:
         self._ended.set()
         self.settlement.hurry.set()  # who waits for it sees the end
         for thread in (self._hold, self._sinks, self._deadlines):
