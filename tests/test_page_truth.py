@@ -115,6 +115,36 @@ def test_large_pictures_that_wait_to_be_looked_at_are_bounded_in_bytes(
         until(lambda: seen[-1] == 10)
 
 
+def test_a_watcher_that_does_not_come_back_does_not_keep_the_line_from_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub_module, "_LAST_S", 0.05)
+    release = threading.Event()
+
+    class Hanging:
+        def see(self, *_: Any) -> None:
+            release.wait(30.0)
+
+        def drift_now(self, *, not_watched: int) -> Any:
+            return None, str(not_watched)
+
+        def shadow_now(self) -> Any:
+            return None, None
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    with hub_of(None, watcher=Hanging()) as hub:
+        for number in range(70):
+            hub.publish_frame(frame(number), None, None)
+        assert hub._queue.full()
+    assert not release.is_set()  # it still hangs
+    assert hub._thread.is_alive()
+    release.set()
+    hub._queue.put(None)
+    hub._thread.join(10.0)
+
+
 def test_a_check_of_another_model_is_not_this_engine_s(run_folder: Bundle) -> None:
     assert "of another model" in (checked_energy(run_folder).reason or "")
 

@@ -5,6 +5,7 @@ at once, and everything else happens in the hub's thread. A frame that finds the
 counted and not watched: the line is never delayed.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -40,6 +41,7 @@ _UNCHECKED = CheckedEnergy(reason=_NO_LINE)
 _QUIET_S = 10.0  # without a frame, before the power counts as idle
 _SETTLING_S = 2.0  # at the beginning of such a time
 _IDLE_S = 30.0  # that the idle power is a mean of, at most
+_LAST_S = 5.0  # for a watcher that does not come back when the line ends
 
 
 class Watcher(Protocol):
@@ -116,8 +118,9 @@ class Hub:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._queue.put(None)
-        self._thread.join(10.0)
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_LAST_S)
+        self._thread.join(_LAST_S)
         if self.watcher is not None:
             self.watcher.close()
         self.power.__exit__(kind, error, traceback)
@@ -249,15 +252,14 @@ class Hub:
         before: Watcher | None = None
         while (item := self._queue.get()) is not None:
             watcher = self.watcher  # another one where another bundle took over
-            if before is not None and watcher is not before:
-                before.close()
-            before = watcher
+            left, before = before, watcher
             with self._lock:
                 self._waiting_bytes -= 0 if item[2] is None else item[2].nbytes
-            if watcher is None:
-                continue
             try:
-                watcher.see(*item)
+                if left is not None and left is not watcher:
+                    left.close()
+                if watcher is not None:
+                    watcher.see(*item)
             except Exception as error:  # its state is unknown now: no level is better than an old
                 before = None
                 if self.watcher is watcher:
