@@ -69,6 +69,23 @@ def test_the_oldest_images_give_way_to_new_ones_beyond_the_quota(tmp_path: Path)
     assert [row[0] for row in entries(tmp_path)] == [4, 5, 6]
 
 
+def test_images_that_wait_for_the_disk_are_bounded_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence_module, "_MOST_BYTES", 3 * NOISE.nbytes)
+    (tmp_path / "evidence").write_text("no folder")
+    one = store(tmp_path / "evidence")
+    for number in range(1, 6):
+        one.deliver(frame(number, "reject"), NOISE)
+    assert one.missed == 2
+    (tmp_path / "evidence").unlink()
+    wait_for(lambda: len(images(tmp_path / "evidence")) == 3)
+    wait_for(lambda: one._waiting_bytes == 0)
+    one.deliver(frame(6, "reject"), np.tile(NOISE, (4, 1, 1)))  # larger than all, but alone
+    assert one.close(10.0) == 0
+    assert [row[0] for row in entries(tmp_path / "evidence")] == [1, 2, 3, 6]
+
+
 def test_images_outlive_the_days_on_which_the_line_ran_and_no_others(
     tmp_path: Path, calendar: Calendar
 ) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WAITING = 64  # images; encoding is slower than judging
+_MOST_BYTES = 256 << 20  # of them
 _AGAIN_S, _LONGEST_WAIT_S = 1.0, 30.0  # between two attempts while the disk refuses
 
 
@@ -36,8 +37,9 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
     pixels: "NDArray[np.uint8] | None" = None
 
     @property
-    def has_image(self) -> bool:
-        return self.pixels is not None
+    def size(self) -> int:
+        """Bytes of the image; 0 without one."""
+        return 0 if self.pixels is None else self.pixels.nbytes
 
 
 class EvidenceStore:
@@ -53,6 +55,8 @@ class EvidenceStore:
         self._index: EvidenceIndex | None = None
         self._noted = ""  # the day that the index knows to be today
         self._unwritten = 0  # images in the thread's hands
+        self._lock = threading.Lock()
+        self._waiting_bytes = 0  # of images in the queue and in the thread's hands
         self._give_up = threading.Event()
         self._queue: queue.Queue[_Work | None] = queue.Queue(_WAITING)
         self.missed = 0
@@ -71,11 +75,14 @@ class EvidenceStore:
         if not is_kept and day == self._day:
             return
         work = _Work(day=day, record=record, pixels=pixels) if is_kept else _Work(day=day)
-        try:
-            self._queue.put_nowait(work)
+        with self._lock:
+            waiting = self._waiting_bytes
+            if self._queue.full() or (waiting and waiting + work.size > _MOST_BYTES):
+                self.missed += is_kept
+                return
+            self._waiting_bytes += work.size
+            self._queue.put_nowait(work)  # whoever puts holds the lock
             self._day = day
-        except queue.Full:
-            self.missed += is_kept
 
     def hold(self, is_held: bool) -> None:
         """A folder has no safe position."""
@@ -89,17 +96,19 @@ class EvidenceStore:
         self.thread.join(2.0)
         with self._queue.mutex:
             waiting: list[_Work | None] = list(self._queue.queue)
-        return self._unwritten + sum(work is not None and work.has_image for work in waiting)
+        return self._unwritten + sum(work is not None and work.size > 0 for work in waiting)
 
     def _run(self) -> None:
         while not self._give_up.is_set() and (work := self._queue.get()) is not None:
-            self._unwritten = int(work.has_image)
+            self._unwritten = int(work.size > 0)
             wait_s = _AGAIN_S
             while not self._is_done(work):
                 if self._give_up.wait(wait_s):
                     return
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             self._unwritten = 0
+            with self._lock:
+                self._waiting_bytes -= work.size
         self._close_index()
 
     def _is_done(self, work: _Work) -> bool:
