@@ -190,7 +190,7 @@ def test_a_folder_that_goes_away_while_the_line_runs_is_made_anew(tmp_path: Path
     folder, away = tmp_path / "evidence", tmp_path / "away"
     one = store(folder)
     one.deliver(frame(1, "reject"), NOISE)
-    wait_for(lambda: folder.is_dir() and len(entries(folder)) == 1)
+    wait_for(lambda: bool(images(folder)) and len(entries(folder)) == 1)
     folder.rename(away)
     one.deliver(frame(2, "reject"), NOISE)
     wait_for(lambda: bool(images(folder)), what=one.error)
