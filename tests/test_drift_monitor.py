@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,6 +183,25 @@ def test_a_disk_that_takes_nothing_ends_the_sample_and_not_the_watch(
     state, _ = watched.drift_now(not_watched=0)
     assert state is not None
     assert state.frames == 120
+
+
+def test_samples_that_cannot_be_listed_end_no_watch(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "drift-000000001").mkdir()
+    stat = Path.stat
+
+    def refused(self: Path, **options: Any) -> Any:
+        if self.name == "drift-000000001":
+            raise OSError(5, "Input/output error")
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    told: Told = []
+    watched, called = monitor(reference, tmp_path, told)
+    feed(watched, 120, at=3.0)
+    assert len(called) == 1
+    assert "old samples are not removed: [Errno 5] Input/output error" in told[1][1]
 
 
 def test_an_engine_of_another_model_is_said_once(reference: Reference, tmp_path: Path) -> None:

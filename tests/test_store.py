@@ -184,6 +184,23 @@ def test_a_damaged_current_bundle_leads_back_at_once(
     assert "content changed" in next(iter(store.record().left.values()))
 
 
+def test_a_current_bundle_on_a_bad_block_leads_back_at_once(
+    store: BundleStore, both: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = store.open("current").path("model.onnx")
+    sha256_of = files.sha256_of
+
+    def read(path: Path) -> str:
+        if path == bad:
+            raise OSError(5, "Input/output error")
+        return sha256_of(path)
+
+    monkeypatch.setattr(files, "sha256_of", read)
+    bundles = StoredBundles(store)
+    assert bundles.begin().version == both[0]
+    assert "Input/output error" in bundles.told[0][0]
+
+
 def test_a_store_that_cannot_be_written_still_leads_back(
     store: BundleStore, both: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,12 @@ class DriftMonitor:
         """In a folder of its own; the oldest ones make room, or they would fill the disk."""
         self._sample = []
         self._sample_folder = self._folder / f"drift-{record.number:09d}"
-        by_age = sorted(self._folder.glob("drift-*"), key=lambda path: path.stat().st_mtime)
+        try:
+            by_age = sorted(self._folder.glob("drift-*"), key=lambda path: path.stat().st_mtime)
+        except OSError as error:
+            text = f"old samples are not removed: {error}"
+            self._tell("disk", text, "warning", record.captured_at)
+            return
         others = [path for path in by_age if path != self._sample_folder]
         for path in others[: max(0, len(others) - self._rules.samples + 1)]:
             shutil.rmtree(path, ignore_errors=True)

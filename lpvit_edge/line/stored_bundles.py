@@ -68,7 +68,7 @@ class StoredBundles:
         while self._running is None:
             try:
                 self._running = self._opened(self._starting_role())
-            except LpvitEdgeError as error:
+            except (LpvitEdgeError, OSError) as error:  # OSError: a bad block of the disk
                 if not self.go_back(str(error)):
                     raise
         self._known = self._store.record().current
