@@ -20,10 +20,13 @@ import pytest
 from lpvit_edge.bundle import Bundle
 from lpvit_edge.line.config import line_config, read_config
 from lpvit_edge.line.journal import Journal
+from lpvit_edge.line.judge import lost_frame
+from lpvit_edge.line.line import Line
 from lpvit_edge.line.redact import from_environment
 from lpvit_edge.line.sequence import SequenceFile
 from tests.line_bundle import make_bundle, write_image
-from tests.test_line import CAMERA, ROOT
+from tests.plant import TurnedClock
+from tests.test_line import CAMERA, ROOT, folder_config, frames_of, run_until
 
 UNIT = ROOT / "examples" / "systemd" / "lpvit-line.service"
 EXAMPLES = sorted(ROOT.glob("examples/systemd/*.toml")) + sorted(ROOT.glob("examples/sinks/*.toml"))
@@ -158,6 +161,24 @@ def test_ready_comes_with_the_first_verdict_and_the_watchdog_goes_on_without_the
         out, errors = process.communicate(timeout=20)
     assert process.returncode == 0, errors
     assert json.loads(out)["ok"] == 1
+
+
+def test_a_camera_that_gives_nothing_but_damaged_frames_is_no_engine_that_hangs(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """A restart by the watchdog would not mend its cable."""
+    clock = TurnedClock()
+    line = Line(bundle, folder_config(tmp_path), clock=clock)
+    line.start()
+    run_until(line, lambda: line.judge.passed_ns is not None)
+    for number in range(1, 11):
+        clock.turn(1.1)
+        line.intake.accept(lost_frame(number, clock=clock, why="corrupt frame"))
+        line.step()
+        assert line.engine_answers()
+    verdicts = {one["verdict"] for one in frames_of(line)}
+    line.close()
+    assert verdicts == {"safe"}
 
 
 def test_sigterm_drains_what_was_taken_and_stops_with_every_part_judged(

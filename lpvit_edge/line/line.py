@@ -126,10 +126,10 @@ class Line:
         frame = self.judge.step(timeout_s)
         if frame is not None:
             self.feed.settled(frame)
-            return True
-        if self.queue.is_drained:
+        elif self.queue.is_drained:
             return False
-        self._look_after()
+        if frame is None or frame.pixels is None:  # nothing for the engine
+            self._look_after()
         return True
 
     def _take_over(self) -> None:
