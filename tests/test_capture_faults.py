@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lpvit_edge.bundle import Bundle
+from lpvit_edge.errors import MissingDependencyError
 from lpvit_edge.line.config import SyntheticSource
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.line import Line
@@ -267,3 +268,19 @@ def test_a_file_that_the_cameras_own_code_misses_is_told_and_the_process_stays(
         captured.until(lambda: "live: open" in captured.told.texts("source"))
         assert captured.feed.health.restarts == 0
     assert captured.told.texts("capture") == []
+
+
+def test_a_library_that_the_source_lacks_ends_the_line_with_the_reason(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "camera.py").write_text(
+        "from lpvit_edge.errors import MissingDependencyError\n"
+        "def frame(number):\n    raise MissingDependencyError('no libcamera; install it')\n"
+    )
+    line = Line(bundle, camera_config(tmp_path, f"{tmp_path / 'camera.py'}:frame"))
+    line.start()
+    try:
+        with pytest.raises(MissingDependencyError, match="no libcamera; install it"):
+            line.run()
+    finally:
+        line.close()

@@ -187,11 +187,14 @@ class Line:
         return None if self.engine_answers() else "the engine does not answer"
 
     def run(self, *, each: Callable[[], None] = lambda: None) -> None:
-        """Judge until stop() or the end of the source; `each` is called between frames."""
+        """Judge until stop() or the end of the source; `each` is called between frames.
+
+        Raises MissingDependencyError where the source needs a library that is not there.
+        """
         while self.step():
             each()
-            if self.feed.health.fatal:
-                raise MissingDependencyError(self.feed.health.fatal)
+        if self.feed.health.fatal:
+            raise MissingDependencyError(self.feed.health.fatal)
 
     def request_stop(self) -> None:
         """Take no more frames; run() returns when those in the queue have their verdicts."""
