@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -284,3 +285,20 @@ def test_a_library_that_the_source_lacks_ends_the_line_with_the_reason(
             line.run()
     finally:
         line.close()
+
+
+def test_a_capture_process_that_ends_before_it_has_its_orders_is_replaced(
+    tmp_path: Path, camera: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+
+    def killed_at_once(command: list[str], **options: Any) -> Any:
+        monkeypatch.undo()
+        process = popen(["true"], **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", killed_at_once)
+    with capturing(SyntheticSource(target=camera("never"), rate=50.0), tmp_path) as captured:
+        assert captured.frames(3)[-1].pixels is not None
+        assert captured.feed.health.restarts == 1

@@ -118,7 +118,7 @@ class CaptureFeed:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert process.stdin is not None
-        with process.stdin as stdin, contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # closing it writes
             stdin.write(msgspec.json.encode(orders) + b"\n")
         return process
 
