@@ -377,3 +377,17 @@ def test_the_time_until_a_verdict_counts_what_the_disk_took(
     settlement.settle(msgspec.structs.replace(record(1), captured_ns=0))
     journal.close()
     assert settlement.latency.largest_ms == 2000.0
+
+
+def test_a_line_that_is_stopped_while_it_warms_up_ends_without_a_part(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    line = Line(bundle, folder_config(tmp_path))
+    write_image(tmp_path / "in" / "a.png", 1)
+    line.request_stop()
+    wait_for(lambda: not any(thread.name == "stop" for thread in threading.enumerate()))
+    line.start()
+    line.run()
+    assert line.summary().frames == 0
+    line.close()
+    assert (tmp_path / "in" / "a.png").is_file()

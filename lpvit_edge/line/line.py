@@ -200,13 +200,16 @@ class Line:
         """Take no more frames; run() returns when those in the queue have their verdicts."""
         if not self._stop.is_set():
             self._stop.set()
-            threading.Thread(target=self.feed.stop, daemon=True).start()
+            threading.Thread(target=self._stop_feed, name="stop", daemon=True).start()
+
+    def _stop_feed(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it has not started
+            self.feed.stop()
 
     def close(self, *, timeout_s: float = 5.0) -> dict[str, int]:
         """End everything; entries that each sink has not delivered, which stay in the journal."""
         self._stop.set()
-        with contextlib.suppress(RuntimeError):  # never started
-            self.feed.stop()
+        self._stop_feed()
         try:
             while self.judge.step(0.0) is not None:
                 pass
