@@ -20,7 +20,13 @@ import pytest
 from PIL import Image
 
 from lpvit_edge.bundle import Bundle, open_bundle, refuse_other_device
-from lpvit_edge.errors import DeviceMismatchError, EngineError, FileFormatError, MismatchError
+from lpvit_edge.errors import (
+    DeviceMismatchError,
+    EngineError,
+    EnvironmentUnfitError,
+    FileFormatError,
+    MismatchError,
+)
 from lpvit_edge.images import Preprocess, decode_pixels, preprocessed, read_image
 from lpvit_edge.line.clock import SystemClock
 from lpvit_edge.line.config import LineConfig, line_config, parse_sink, parse_source
@@ -29,6 +35,7 @@ from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.line import Line
 from lpvit_edge.line.percentiles import LatencyHistogram
 from lpvit_edge.line.policy import FrameQueue, Policy
+from lpvit_edge.line.records import LineEvent
 from lpvit_edge.line.redact import address_name, redacted
 from lpvit_edge.line.sequence import SequenceFile
 from lpvit_engines.fake import FakeEngine
@@ -463,5 +470,25 @@ def test_jsonl_mends_a_cut_line_and_repeats_nothing(tmp_path: Path) -> None:
 
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"no database" * 100)
-    with pytest.raises(FileFormatError, match="cannot be opened"):
+    with pytest.raises(FileFormatError, match="file is not a database.*move the file away"):
         Journal(tmp_path / "j")
+
+
+def test_a_journal_that_the_disk_refuses_is_not_to_be_moved_away(tmp_path: Path) -> None:
+    (tmp_path / "j").mkdir()
+    with pytest.raises(EnvironmentUnfitError, match="unable to open.*is the disk full"):
+        Journal(tmp_path / "j")
+
+
+def test_a_journal_with_a_damaged_page_says_so_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path)
+    for number in range(1, 400):
+        journal.append(LineEvent(kind="gap", text=str(number), severity="info", at=0.0))
+    journal.close()
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 * 4096] + b"\xff" * (len(content) - 8 * 4096))
+    damaged = Journal(path)
+    with pytest.raises(FileFormatError, match="malformed.*move the file away"):
+        damaged.after(0, limit=1000)
+    damaged.close()

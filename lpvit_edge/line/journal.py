@@ -12,10 +12,11 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from lpvit_edge.errors import FileFormatError
+from lpvit_edge.errors import EnvironmentUnfitError, FileFormatError, LpvitEdgeError
 from lpvit_edge.line.records import FrameRecord, LineEvent
 
 _TABLES = """
@@ -29,6 +30,18 @@ CREATE TABLE IF NOT EXISTS marks(name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 _SETTINGS = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=8000;"
 _LOCKED_S = 0.02  # for another program that writes; verdicts do not wait longer
 BACKLOG = 100_000  # entries kept in memory while the disk refuses them
+
+
+def _refusal(path: Path, error: sqlite3.DatabaseError) -> LpvitEdgeError:
+    """The disk's, which nothing that is moved away can mend, or the file's own."""
+    if isinstance(error, sqlite3.OperationalError):
+        return EnvironmentUnfitError(
+            f"{path}: the journal cannot be used ({error}); is the disk full or broken, may this "
+            "user write there?"
+        )
+    return FileFormatError(
+        f"{path}: the journal cannot be used ({error}); move the file away to start anew"
+    )
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +62,12 @@ class Journal:
     """Appended to by the judge, read by the sinks; any thread may call."""
 
     def __init__(self, path: Path, *, keep: int = 200_000) -> None:
-        """Open or make it; `keep` entries stay after delivery. Raises FileFormatError."""
+        """Open or make it; `keep` entries stay after delivery.
+
+        Raises FileFormatError for a damaged file, EnvironmentUnfitError where the disk refuses.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._lock = threading.RLock()
         self._new = threading.Condition(self._lock)
         self._keep = keep
@@ -71,9 +88,7 @@ class Journal:
             newest = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name='entries'")
             self._last_id = int((newest.fetchone() or (0,))[0])
         except sqlite3.DatabaseError as error:
-            raise FileFormatError(
-                f"{path}: the journal cannot be opened ({error}); move the file away to start anew"
-            ) from error
+            raise _refusal(path, error) from error
 
     def append(
         self,
@@ -136,11 +151,9 @@ class Journal:
 
     def after(self, entry_id: int, *, limit: int = 100) -> tuple[Entry, ...]:
         """The entries that follow one, oldest first."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id, kind, body FROM entries WHERE id > ? ORDER BY id LIMIT ?",
-                (entry_id, limit),
-            ).fetchall()
+        rows = self._read(
+            "SELECT id, kind, body FROM entries WHERE id > ? ORDER BY id LIMIT ?", entry_id, limit
+        )
         return tuple(Entry(id=row[0], kind=row[1], body=row[2]) for row in rows)
 
     def wait_after(self, entry_id: int, timeout_s: float) -> None:
@@ -154,21 +167,17 @@ class Journal:
 
     def has(self, number: int) -> bool:
         """Whether the frame of that number has its verdict."""
-        with self._lock:
-            row = self._db.execute("SELECT 1 FROM entries WHERE number = ?", (number,))
-            return row.fetchone() is not None
+        return bool(self._read("SELECT 1 FROM entries WHERE number = ?", number))
 
     def last_number(self) -> int:
         """The highest frame number that has a verdict here; 0 where none has."""
-        with self._lock:
-            return int(self._db.execute("SELECT MAX(number) FROM entries").fetchone()[0] or 0)
+        return int(self._read("SELECT MAX(number) FROM entries")[0][0] or 0)
 
     def missing(self, after: int, through: int) -> tuple[int, ...]:
         """Frame numbers in (after, through] without a verdict."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT number FROM entries WHERE number > ? AND number <= ?", (after, through)
-            ).fetchall()
+        rows = self._read(
+            "SELECT number FROM entries WHERE number > ? AND number <= ?", after, through
+        )
         found = {row[0] for row in rows}
         return tuple(n for n in range(after + 1, through + 1) if n not in found)
 
@@ -201,9 +210,7 @@ class Journal:
     def forget_other_sinks(self, names: Iterable[str]) -> None:
         """A sink that is no longer configured must not hold back the journal."""
         kept = set(names)
-        with self._lock:
-            known = [row[0] for row in self._db.execute("SELECT sink FROM cursors").fetchall()]
-        for name in known:
+        for (name,) in self._read("SELECT sink FROM cursors"):
             if name not in kept:
                 self._store("DELETE FROM cursors WHERE sink = ?", (name,))
 
@@ -216,9 +223,16 @@ class Journal:
             return True
 
     def _value(self, query: str, name: str) -> int | None:
+        rows = self._read(query, name)
+        return int(rows[0][0]) if rows else None
+
+    def _read(self, query: str, *values: object) -> list[Any]:
+        """The rows. Raises what __init__ does."""
         with self._lock:
-            row = self._db.execute(query, (name,)).fetchone()
-        return int(row[0]) if row else None
+            try:
+                return self._db.execute(query, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise _refusal(self._path, error) from error
 
     def _prune(self) -> None:
         """Remove what every sink has taken, and anything beyond ten times `keep`: that is lost."""
