@@ -470,13 +470,13 @@ def test_jsonl_mends_a_cut_line_and_repeats_nothing(tmp_path: Path) -> None:
 
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"no database" * 100)
-    with pytest.raises(FileFormatError, match="file is not a database.*move the file away"):
+    with pytest.raises(FileFormatError, match=r"file is not a database.*move the file away"):
         Journal(tmp_path / "j")
 
 
 def test_a_journal_that_the_disk_refuses_is_not_to_be_moved_away(tmp_path: Path) -> None:
     (tmp_path / "j").mkdir()
-    with pytest.raises(EnvironmentUnfitError, match="unable to open.*is the disk full"):
+    with pytest.raises(EnvironmentUnfitError, match=r"unable to open.*is the disk full"):
         Journal(tmp_path / "j")
 
 
@@ -489,6 +489,6 @@ def test_a_journal_with_a_damaged_page_says_so_when_it_is_read(tmp_path: Path) -
     content = path.read_bytes()
     path.write_bytes(content[: 8 * 4096] + b"\xff" * (len(content) - 8 * 4096))
     damaged = Journal(path)
-    with pytest.raises(FileFormatError, match="malformed.*move the file away"):
+    with pytest.raises(FileFormatError, match=r"malformed.*move the file away"):
         damaged.after(0, limit=1000)
     damaged.close()
