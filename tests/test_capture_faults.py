@@ -302,3 +302,29 @@ def test_a_capture_process_that_ends_before_it_has_its_orders_is_replaced(
     with capturing(SyntheticSource(target=camera("never"), rate=50.0), tmp_path) as captured:
         assert captured.frames(3)[-1].pixels is not None
         assert captured.feed.health.restarts == 1
+
+
+def test_parts_that_a_capture_thread_left_when_it_died_get_the_safe_verdict_at_the_next_start(
+    bundle: Bundle, tmp_path: Path, camera: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = camera_config(tmp_path, camera("never"))
+    line = Line(bundle, settings)
+    frame = line.feed._frame  # type: ignore[attr-defined]
+
+    def broken(reader: RingReader, message: FrameMessage) -> Any:
+        if message.number >= 5:
+            raise KeyError("a bug")
+        return frame(reader, message)
+
+    monkeypatch.setattr(line.feed, "_frame", broken)
+    line.start()
+    run_until(line, lambda: bool(line.threads.died()))
+    taken = line.sequence.taken
+    line.close()
+    assert taken >= 5
+    again = Line(bundle, settings)
+    again._settle_left_open()
+    found = {one["number"]: one["reason"] for one in frames_of(again) if one["number"] <= taken}
+    again.close()
+    assert sorted(found) == list(range(1, taken + 1))
+    assert {found[number] for number in range(5, taken + 1)} == {"the line was down"}

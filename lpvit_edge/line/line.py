@@ -225,7 +225,10 @@ class Line:
                 thread.join()
         self.settlement.settle_open("the line stopped")  # what an error tore from the judge
         self.outputs.hold("the line stopped")
-        note_settled(self.journal, self.sequence.taken)
+        # A feed that died left numbers behind that nobody was told of: the next start looks there.
+        is_whole = self.feed.thread.failure is None
+        through = self.sequence.taken if is_whole else self.settlement.settled_through
+        note_settled(self.journal, through)
         left = self.outputs.close(timeout_s)
         self.judge.close()
         self.swap.close()
