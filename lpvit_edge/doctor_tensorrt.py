@@ -102,10 +102,12 @@ class _Layer(msgspec.Struct, frozen=True, kw_only=True):
 
 def _built(pattern: str, gpu: "OpenDevice", version: str) -> Finding:
     """Build one strongly typed layer of a pattern, and run it."""
+    from lpvit_edge.check import relative_error
+
     try:
         layer = _one_layer(pattern)
         built = _build(layer.portable, gpu, two_four=pattern == "2:4")
-        error = _relative_error(_answer(built, gpu, layer.x), layer.expected)
+        error = relative_error(_answer(built, gpu, layer.x), layer.expected)
     except LpvitEdgeError as problem:
         what, remedy = _split(problem)
         return _finding(layer_name(pattern), "warning", what, remedy)
@@ -127,28 +129,27 @@ def _built(pattern: str, gpu: "OpenDevice", version: str) -> Finding:
 
 def _build(portable: Any, gpu: "OpenDevice", *, two_four: bool) -> "Built":
     from lpvit_engines.tensorrt.build import build
+    from lpvit_engines.tensorrt.forms import form_for
     from lpvit_engines.tensorrt.onnx_copy import tensorrt_copy
 
+    copy = tensorrt_copy(portable)
     with TemporaryDirectory() as folder:
         return build(
-            tensorrt_copy(portable).SerializeToString(),
+            copy.SerializeToString(),
             sparse_weights=two_four,
             free_bytes=gpu.calls.free_bytes(),
             device="doctor",
             weak=lambda: tensorrt_copy(portable, half=False).SerializeToString(),
             cache=Path(folder),
+            form=form_for(copy, python_free=False),
         )
 
 
 def _answer(built: "Built", gpu: "OpenDevice", x: "NDArray[np.float32]") -> "NDArray[np.float32]":
     from lpvit_engines.tensorrt.answers import answering
 
-    with answering(built.plan, gpu, python_free=False) as answer:
+    with answering(built.plan, gpu, python_free=built.python_free) as answer:
         return answer(x)
-
-
-def _relative_error(found: "NDArray[np.float32]", expected: "NDArray[np.float32]") -> float:
-    return float(abs(found - expected).max() / abs(expected).max())
 
 
 def _one_layer(pattern: str) -> _Layer:

@@ -84,9 +84,10 @@ def test_the_manifest_says_whether_a_plan_needs_python(
         forms.clear()
         free = make_plan(path, device, proven=False, python_free=True)
         assert (free.python_free, forms[0]) == (True, "ptx")
+        forms.clear()
         path.write_bytes(two_four_layer().SerializeToString())
         plain = make_plan(path, device, proven=True)
-        assert plain.python_free  # nothing in it is a plugin
+        assert (plain.python_free, forms) == (True, [])  # nothing in it is a plugin
         kept = proven_plan(path, device, precision="float16", python_free=True)
         assert kept is not None
         assert kept.manifest == plain

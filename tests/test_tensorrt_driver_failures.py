@@ -18,7 +18,7 @@ from tests.cuda.fake_driver import compile_fake_driver
 from tests.cuda.runtime_driver import Driver
 from tests.test_tensorrt_engine import SHAPES, compute, images, write_plan
 from tests.test_tensorrt_in_place import OnDevice, results
-from tests.test_tensorrt_int8 import two_four_layer
+from tests.test_tensorrt_int8 import block_layer
 from tests.trt.fake_builder import building_tensorrt
 from tests.trt.fake_trt import fake_tensorrt
 
@@ -155,7 +155,7 @@ def test_a_failure_before_a_build_is_in_words(
     load = partial(kernel_for, block_rows=64, block_cols=16, activation="gelu", library=driver.path)
     monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: load())
     path = tmp_path / "model.onnx"
-    path.write_bytes(two_four_layer().SerializeToString())
+    path.write_bytes(block_layer().SerializeToString())
     with opened(driver.path) as device, device.calls.current(device.context):
         driver.fail(call, 2)
         with pytest.raises(EngineError, match=f"{call}.* 2: out of device memory"):

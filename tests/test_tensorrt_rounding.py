@@ -96,7 +96,12 @@ def test_a_layer_that_wins_alone_but_runs_dense_in_the_network_is_rebuilt_dense_
         )
         counted = SparsityCount(eligible=2, chosen=1)
         return Built(
-            plan=b"plan", layers=layers, sparsity=counted, strongly_typed=True, memory_skips=0
+            plan=b"plan",
+            layers=layers,
+            sparsity=counted,
+            strongly_typed=True,
+            memory_skips=0,
+            python_free=True,
         )
 
     proofs = (proof("fc1"), proof("fc2"), proof("lost"))

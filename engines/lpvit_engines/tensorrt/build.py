@@ -7,6 +7,7 @@ from typing import Any
 
 from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt import config as settings
+from lpvit_engines.tensorrt.forms import Form
 from lpvit_engines.tensorrt.inspector import EngineLayer, engine_layers
 from lpvit_engines.tensorrt.library import load_tensorrt, version_of
 from lpvit_engines.tensorrt.log import Log, make_logger, memory_skips, refuse_overflow
@@ -25,6 +26,7 @@ class Built:
     sparsity: SparsityCount
     strongly_typed: bool
     memory_skips: int  # kernels passed over for want of memory
+    python_free: bool  # loads without the plugin
 
 
 class _ParserRefusedError(EngineError):
@@ -40,29 +42,33 @@ def build(
     weak: Callable[[], bytes] | None = None,
     on_step: OnStep | None = None,
     cache: Path | None = None,
-    python_free: bool = False,
+    form: Form | None = None,
 ) -> Built:
     """Build the engine of a TensorRT copy on the device at hand.
 
     `free_bytes` is the memory that is free there, `device` names it for the timing cache, `weak`
     makes the copy in float32: on TensorRT 10.3, whose strongly typed parser was young, a copy that
-    the parser refuses strongly typed is built from it with the float16 flag instead. `python_free`:
-    the block-sparse kernel lies in the plan, see ahead_of_time.py. Needs a current CUDA context.
+    the parser refuses strongly typed is built from it with the float16 flag instead. `form` is that
+    of the copy's block-sparse layers (forms.form_for). Needs a current CUDA context.
     Raises EngineError in TensorRT's own words, KeyboardInterrupt once Ctrl-C has ended the build.
     """
     from lpvit_engines.tensorrt import ahead_of_time, plugin
 
     trt = load_tensorrt()
-    if python_free:
+    if form == "ptx":
         ahead_of_time.register(trt)
-    else:
+    elif form == "python":
         plugin.register(trt)
     folder = cache or settings.cache_folder()
     path = settings.timing_cache_path(
         folder, version=str(trt.__version__), device=device, clocks=settings.gpu_clocks()
     )
     options = _Options(
-        sparse_weights=sparse_weights, free_bytes=free_bytes, cache=path, on_step=on_step
+        sparse_weights=sparse_weights,
+        free_bytes=free_bytes,
+        cache=path,
+        on_step=on_step,
+        python_free=form != "python",
     )
     try:
         return _build(trt, onnx_bytes, options, strongly_typed=True)
@@ -78,6 +84,7 @@ class _Options:
     free_bytes: int
     cache: Path
     on_step: OnStep | None
+    python_free: bool
 
 
 def _build(trt: Any, onnx_bytes: bytes, options: _Options, *, strongly_typed: bool) -> Built:
@@ -109,6 +116,7 @@ def _build(trt: Any, onnx_bytes: bytes, options: _Options, *, strongly_typed: bo
         sparsity=count(log.lines),
         strongly_typed=strongly_typed,
         memory_skips=memory_skips(log.lines),
+        python_free=options.python_free,
     )
 
 

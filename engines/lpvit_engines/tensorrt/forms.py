@@ -1,4 +1,4 @@
-"""Which form of lpvit::BlockSparseLinear this process has registered.
+"""Which form of lpvit::BlockSparseLinear a plan needs, and this process has registered.
 
 TensorRT knows one creator of a name for as long as the process lives. It is not asked for the
 creator: where there is none it would log an error.
@@ -19,6 +19,14 @@ _WORDS = {
 }
 _known: list[tuple[Any, Form]] = []  # tensorrt modules
 _lock = threading.Lock()
+
+
+def form_for(copy: Any, *, python_free: bool) -> Form | None:
+    """The form that a TensorRT copy is built with; None where it has no such node, so that it can
+    be built whatever is registered."""
+    if all(node.domain != NAMESPACE for node in copy.graph.node):
+        return None
+    return "ptx" if python_free else "python"
 
 
 def register_once(trt: Any, form: Form, register: Callable[[Any], None]) -> None:

@@ -14,6 +14,7 @@ from lpvit_engines.tensorrt.attention import count_attention
 from lpvit_engines.tensorrt.build import Built, build, deserialized
 from lpvit_engines.tensorrt.config import gpu_clocks
 from lpvit_engines.tensorrt.device import OpenDevice
+from lpvit_engines.tensorrt.forms import form_for
 from lpvit_engines.tensorrt.graph import read_model
 from lpvit_engines.tensorrt.kept import MadePlan
 from lpvit_engines.tensorrt.library import load_tensorrt
@@ -96,7 +97,7 @@ def build_plan(
         maker.key,
         device,
         proofs=None if patterns and not proven else confirmed,
-        python_free=python_free or not blocks,
+        python_free=built.python_free,
         attention=count_attention(portable, built.layers),
     )
     return MadePlan(plan=built.plan, manifest=msgspec.structs.replace(manifest, **whole))
@@ -169,19 +170,22 @@ class _Builder:
     def build(self, portable: Any, dense: Collection[str], sparse_weights: bool) -> Built:
         """A network in the precision of this build, the layers in `dense` without sparse form."""
         key = self.key
+        copy = tensorrt_copy(portable, dense=dense, ranges=self._ranges)
 
         def weak() -> bytes:
             return bytes(tensorrt_copy(portable, dense=dense, half=False).SerializeToString())
 
+        form, content = form_for(copy, python_free=self._python_free), copy.SerializeToString()
+        del copy  # memory is what a build on a Jetson lacks
         return build(
-            tensorrt_copy(portable, dense=dense, ranges=self._ranges).SerializeToString(),
+            content,
             sparse_weights=sparse_weights,
             free_bytes=self._device.calls.free_bytes(),
             device=f"{key.gpu}-{key.compute_capability}-{key.multiprocessors}",
             weak=weak if self._ranges is None else None,  # int8 has no weakly typed form here
             on_step=self._on_step,
             cache=self._cache,
-            python_free=self._python_free,
+            form=form,
         )
 
     def whole(self, portable: Any, patterns: dict[str, str], dense: frozenset[str]) -> Built:
@@ -201,7 +205,7 @@ class _Builder:
             self._on_step("layers against their dense twins", done, total)
 
     def open(self, built: Built) -> "LoadedPlan":
-        free = self._python_free
+        free = built.python_free
         return LoadedPlan(load_tensorrt(), self._device, built.plan, python_free=free)
 
 
