@@ -1,5 +1,6 @@
 """A build by what TensorRT answers to it: interrupted, refused, short of memory, and judged."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -96,6 +97,32 @@ def test_ctrl_c_ends_a_build_in_words_and_changes_nothing(
     assert signal.getsignal(signal.SIGINT) is handler
     assert files_of(model.parent) == before
     assert "stopped: no plan of model.onnx was written" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("refused", [False, True])
+def test_ctrl_c_while_tensorrt_reads_the_model_is_not_lost(
+    trt: Any, model: Path, refused: bool
+) -> None:
+    """Its logger is called there, and the bindings swallow what that would raise."""
+    before, parse = files_of(model.parent), trt.OnnxParser.parse
+    went_on: list[bool] = []
+
+    def interrupted(self: Any, content: bytes) -> bool:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+            self.logger.log(SimpleNamespace(name="INFO"), "reading")
+        return not refused and bool(parse(self, content))
+
+    def stopped(self: Any, network: Any, config: Any) -> None:
+        went_on.append(config.progress_monitor.step_complete("tactics", 0))
+
+    trt.OnnxParser.parse = interrupted
+    trt.Builder.build_serialized_network = stopped
+    with pytest.raises(KeyboardInterrupt):
+        build_proven(model, judge=accepted)
+    assert went_on == ([] if refused else [False])
+    assert files_of(model.parent) == before
 
 
 def refuse_network(trt: Any) -> None:

@@ -63,19 +63,21 @@ def build(
     path = settings.timing_cache_path(
         folder, version=str(trt.__version__), device=device, clocks=settings.gpu_clocks()
     )
-    options = _Options(
-        sparse_weights=sparse_weights,
-        free_bytes=free_bytes,
-        cache=path,
-        on_step=on_step,
-        python_free=form != "python",
-    )
-    try:
-        return _build(trt, onnx_bytes, options, strongly_typed=True)
-    except _ParserRefusedError:
-        if weak is None or version_of(trt) != (10, 3):
-            raise
-    return _build(trt, weak(), options, strongly_typed=False)
+    with interruptible() as is_stopped:
+        options = _Options(
+            sparse_weights=sparse_weights,
+            free_bytes=free_bytes,
+            cache=path,
+            on_step=on_step,
+            is_stopped=is_stopped,
+            python_free=form != "python",
+        )
+        try:
+            return _build(trt, onnx_bytes, options, strongly_typed=True)
+        except _ParserRefusedError:
+            if weak is None or version_of(trt) != (10, 3):
+                raise
+        return _build(trt, weak(), options, strongly_typed=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ class _Options:
     free_bytes: int
     cache: Path
     on_step: OnStep | None
+    is_stopped: Callable[[], bool]
     python_free: bool
 
 
@@ -101,10 +104,9 @@ def _build(trt: Any, onnx_bytes: bytes, options: _Options, *, strongly_typed: bo
         free_bytes=options.free_bytes,
     )
     settings.attach_timing_cache(config, options.cache, log)
-    with interruptible() as is_stopped:
-        monitor = make_monitor(trt, options.on_step, is_stopped)
-        config.progress_monitor = monitor
-        serialized = builder.build_serialized_network(network, config)
+    monitor = make_monitor(trt, options.on_step, options.is_stopped)
+    config.progress_monitor = monitor
+    serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise log.failure("TensorRT built no engine", _IDLE)
     refuse_overflow(log.lines)

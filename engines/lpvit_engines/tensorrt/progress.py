@@ -41,7 +41,8 @@ def make_monitor(trt: Any, on_step: OnStep | None, is_stopped: Callable[[], bool
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C came, asked from any thread; KeyboardInterrupt is raised at the end if so.
+    """Whether Ctrl-C came, asked from any thread; KeyboardInterrupt is raised at the end if so,
+    whatever else was raised.
 
     TensorRT's bindings swallow what a callback raises, so the interrupt must not be raised in one,
     and Python's own handler does not run while the main thread is inside TensorRT: the byte that
@@ -72,5 +73,5 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         stopped = is_stopped()
         reading.close()
         writing.close()
-    if stopped:
-        raise KeyboardInterrupt
+        if stopped:
+            raise KeyboardInterrupt
