@@ -216,6 +216,19 @@ def test_timings_that_cannot_be_joined_are_said_and_the_plan_stays(
     assert list(model.parent.glob("*.plan"))
 
 
+def test_a_disk_that_takes_no_timings_loses_no_plan(
+    trt: Any, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full one, or a home that a service may not write to."""
+    home = model.parent / "home"
+    home.write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    build_proven(model, judge=accepted)
+    assert "without the timings of earlier builds" in caplog.text
+    assert "timings of this build are not kept: [Errno 20] Not a directory" in caplog.text
+    assert list(model.parent.glob("*.plan"))
+
+
 def test_timings_of_other_clocks_are_another_file(tmp_path: Path) -> None:
     gpu = tmp_path / "17000000.gpu"
     gpu.mkdir()

@@ -71,28 +71,45 @@ def _locked(path: Path) -> Iterator[None]:
 
 def attach_timing_cache(config: Any, path: Path, log: Log) -> None:
     """Give the build the timings of earlier ones, or an empty cache to fill."""
-    with _locked(path):
-        content = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(content)
+    cache = config.create_timing_cache(_earlier(path))
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise log.failure(
             f"TensorRT refused the timing cache {path}", "delete that file and build again"
         )
 
 
+def _earlier(path: Path) -> bytes:
+    """The timings on disk; none, said, where the folder can be neither made nor read."""
+    try:
+        with _locked(path):
+            return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        _LOG.warning("builds without the timings of earlier builds, which takes longer: %s", error)
+        return b""
+
+
 def save_timing_cache(config: Any, path: Path, log: Log) -> None:
     """Put the timings of this build beside those that another process saved meanwhile.
 
-    The engine is whole by then and only the next build would be shorter: what TensorRT refuses here
-    is a warning in its own words.
+    The engine is whole by then and only the next build would be shorter: what TensorRT refuses
+    here, in its own words, or a full disk is a warning.
     """
+    try:
+        with _locked(path):
+            _save(config, path, log)
+    except OSError as error:
+        _LOG.warning(
+            "the timings of this build are not kept: %s; the next will take as long", error
+        )
+
+
+def _save(config: Any, path: Path, log: Log) -> None:
     cache = config.get_timing_cache()
-    with _locked(path):
-        serialized = None if cache is None else _joined(config, cache, path, log)
-        if serialized is None:
-            refused = log.failure("TensorRT gave no timings after the build", "nothing")
-            _LOG.warning("%s; the next build will take as long", refused)
-            return
+    serialized = None if cache is None else _joined(config, cache, path, log)
+    if serialized is None:
+        refused = log.failure("TensorRT gave no timings after the build", "nothing")
+        _LOG.warning("%s; the next build will take as long", refused)
+    else:
         _write(path, serialized)
 
 
