@@ -9,7 +9,7 @@ import numpy as np
 
 from lpvit_edge.deps import require
 from lpvit_edge.energy import energies
-from lpvit_edge.errors import DataError, EngineError
+from lpvit_edge.errors import DataError, WrongAnswersError
 from lpvit_edge.files import sha256_of
 from lpvit_edge.images import Batch, ImageFolder, Preprocess, content_sha256, read_batches
 from lpvit_edge.progress import track, working
@@ -178,10 +178,10 @@ def relative_error(result: "NDArray[np.float32]", reference: "NDArray[np.float32
 def refuse_unequal(
     errors: dict[str, float], *, tolerance: float, reference: str = "the torch model"
 ) -> None:
-    """Raise EngineError when a runtime does not compute what the reference does."""
+    """Raise WrongAnswersError when a runtime does not compute what the reference does."""
     for name, error in errors.items():
         if not error <= tolerance:
-            raise EngineError(
+            raise WrongAnswersError(
                 f"{name} differs from {reference} by {error:.2e} of the largest logit "
                 f"(tolerance {tolerance:.1e}), so it must not be used. Report this with the file"
             )

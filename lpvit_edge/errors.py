@@ -10,6 +10,7 @@
   * PruningError                 1  a pattern or statistics that cannot prune   (also ValueError)
   * UnknownEngineError           1  no engine has that name                     (also LookupError)
   * EngineError                  1  an engine refused a model, or failed
+    * WrongAnswersError          1  an engine computes something else than its model
   * SourceError                  1  a camera or file cannot be opened, or was lost
   * SinkError                    1  a verdict could not be delivered; it stays in the journal
   * UnknownOptionError           2  an option has no such value                 (also ValueError)
@@ -69,6 +70,10 @@ class UnknownEngineError(LpvitEdgeError, LookupError):
 
 class EngineError(LpvitEdgeError):
     """An engine refused a model or failed while running it."""
+
+
+class WrongAnswersError(EngineError):
+    """An engine does not compute what its model does; nobody may use what it was loaded from."""
 
 
 class SourceError(LpvitEdgeError):

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from lpvit_edge.errors import EngineError, UnknownOptionError
+from lpvit_edge.errors import EngineError, UnknownOptionError, WrongAnswersError
 from lpvit_edge.progress import say
 from lpvit_edge.tensorrt_compare import against_portable
 
@@ -31,11 +31,11 @@ def build_proven(
     TensorRT's phases show as bars on stderr, and so does the table of the layers. The plan is put
     in place once the `judge` took its answers; without one they are held against the ONNX file by
     another runtime that is installed. A plan that was built and judged so from this very file on
-    this device is taken as it is; a judge that refuses it removes it. int8 needs the ranges that
-    lpvit_edge.int8.calibrate leaves. With `python_free` the plan loads in trtexec and C++ too.
+    this device is taken as it is; a judge that raises WrongAnswersError removes it, and a plan that
+    could not be asked stays. int8 needs the ranges that lpvit_edge.int8.calibrate leaves. With
+    `python_free` the plan loads in trtexec and C++ too.
     """
     from lpvit_engines.tensorrt import plan_file
-    from lpvit_engines.tensorrt.answers import answering
     from lpvit_engines.tensorrt.device import opened
     from lpvit_engines.tensorrt.kept import proven_plan
 
@@ -48,16 +48,29 @@ def build_proven(
         manifest = made.manifest
         if judge is not None:
             try:
-                free = manifest.python_free
-                with answering(made.plan, device, python_free=free) as answer:
-                    manifest = msgspec.structs.replace(manifest, compared=judge(answer))
-            except EngineError:
+                manifest = _judged(made, judge, device)
+            except WrongAnswersError:
                 if kept is not None:  # it would be taken as proven
                     plan_file.discard(onnx, precision)
                 raise
+            except EngineError as error:  # such as no memory beside another program
+                if kept is None:
+                    raise
+                beside = plan_file.manifest_path(onnx, precision)
+                raise EngineError(
+                    f"{error}. The plan beside it stays; delete {beside} to have it built anew"
+                ) from error
         plan_file.write(onnx, made.plan, manifest)
     show(manifest)
     return manifest
+
+
+def _judged(made: "MadePlan", judge: "Judge", device: "OpenDevice") -> "PlanManifest":
+    """The manifest with what a judge found in the plan's answers."""
+    from lpvit_engines.tensorrt.answers import answering
+
+    with answering(made.plan, device, python_free=made.manifest.python_free) as answer:
+        return msgspec.structs.replace(made.manifest, compared=judge(answer))
 
 
 def build_file(onnx: Path, *, engine: str, precision: str, python_free: bool) -> str:

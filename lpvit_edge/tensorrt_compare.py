@@ -30,9 +30,9 @@ def against(
     name: str,
     tolerance: float,
 ) -> "Judge":
-    """A judge that raises EngineError where a plan's answers to `inputs`, each in the network's
-    shape, are off by more than the tolerance: a share of the largest of `reference`, the joined
-    answers of the runtime `name`.
+    """A judge that raises WrongAnswersError where a plan's answers to `inputs`, each in the
+    network's shape, are off by more than the tolerance: a share of the largest of `reference`, the
+    joined answers of the runtime `name`.
     """
     from lpvit_engines.tensorrt.plan_file import Compared
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from lpvit_edge.errors import EngineError
+from lpvit_edge.errors import EngineError, WrongAnswersError
 from lpvit_edge.tensorrt_build import build_file, build_proven
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.plan_file import Compared
@@ -37,22 +37,42 @@ def accepted(_: Any) -> Compared:
     return Compared(reference="torch", inputs=1, error=0.0, tolerance=0.01)
 
 
+def refuse_with(error: EngineError) -> Any:
+    def refuse(_: Any) -> Compared:
+        raise error
+
+    return refuse
+
+
+def test_a_plan_that_could_not_be_asked_stays(trt: Any, model: Path) -> None:
+    build_proven(model, judge=accepted)
+    before = files_of(model.parent)
+    words = r"out of device memory\. The plan beside it stays; delete .*model\.plan\.json"
+    with pytest.raises(EngineError, match=words):
+        build_proven(model, judge=refuse_with(EngineError("out of device memory")))
+    assert files_of(model.parent) == before
+    plan_file.discard(model)
+    with pytest.raises(EngineError, match=r"out of device memory$"):
+        build_proven(model, judge=refuse_with(EngineError("out of device memory")))
+    assert not list(model.parent.glob("*.plan*"))
+
+
 def test_a_plan_lies_nowhere_until_its_answers_were_taken(trt: Any, model: Path) -> None:
     before = files_of(model.parent)
 
     def refuse(answer: Any) -> Compared:
         assert np.isfinite(answer(np.zeros((1, 5, 64), np.float32))).all()
         assert files_of(model.parent) == before
-        raise EngineError("tensorrt differs from the torch model")
+        raise WrongAnswersError("tensorrt differs from the torch model")
 
-    with pytest.raises(EngineError, match="differs from the torch model"):
+    with pytest.raises(WrongAnswersError, match="differs from the torch model"):
         build_proven(model, judge=refuse)
     assert files_of(model.parent) == before
     kept = build_proven(model, judge=accepted)
     assert plan_file.read_manifest(plan_file.manifest_path(model)) == kept
     assert kept.compared == accepted(None)
-    with pytest.raises(EngineError):  # one that was taken before and now is not goes
-        build_proven(model, judge=lambda _: (_ for _ in ()).throw(EngineError("other answers")))
+    with pytest.raises(WrongAnswersError):  # one that was taken before and now is not goes
+        build_proven(model, judge=refuse_with(WrongAnswersError("other answers")))
     assert not list(model.parent.glob("*.plan*"))
 
 
@@ -79,7 +99,7 @@ def test_an_engine_that_answers_nothing_is_refused_by_a_file_alone(
         return lambda arrays: {name: 0.0 for name in arrays if name not in inputs}
 
     monkeypatch.setattr("tests.trt.fake_builder._computing", zeros)
-    with pytest.raises(EngineError, match=r"tensorrt differs from onnxruntime by 1\.00e\+00"):
+    with pytest.raises(WrongAnswersError, match=r"tensorrt differs from onnxruntime by 1\.00e\+00"):
         build_file(model, engine="tensorrt", precision=precision, python_free=False)
     assert not list(model.parent.glob("*.plan*"))
 
