@@ -59,6 +59,18 @@ def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def test_what_the_dense_engine_s_library_prints_is_no_result_of_the_line(
+    dense: Bundle, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prints = (sys.executable, "-c", "print('noise')")
+    with shadow(dense, command=prints) as beside:
+        beside.offer(record(1, "ok", "ok"), IMAGE)
+        until(lambda: beside.now().failed == 1)
+    out, errors = capfd.readouterr()
+    assert "noise" not in out
+    assert "noise" in errors
+
+
 def test_escapes_and_overkills_are_counted_apart(dense: Bundle) -> None:
     """The dense engine says ok of every picture."""
     told: list[str] = []

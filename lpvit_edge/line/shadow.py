@@ -154,7 +154,10 @@ class Shadow:
                 parent=os.getpid(),
             )
             process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, pass_fds=(theirs.fileno(),)
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=2,  # what an engine's library prints is no result of the line
+                pass_fds=(theirs.fileno(),),
             )
         self._process, self._channel = process, ours
         ours.settimeout(self._rule.timeout_s)
