@@ -14,6 +14,7 @@ from lpvit_edge.tensorrt_build import build_file, build_proven
 from lpvit_engines.tensorrt import plan_file
 from lpvit_engines.tensorrt.plan_file import Compared
 from lpvit_engines.tensorrt.rounding import LARGEST_INT8, int8_tolerance
+from tests.test_tensorrt_build import accepted, files_of
 from tests.test_tensorrt_int8 import calibrated, two_four_layer
 
 
@@ -27,14 +28,6 @@ def model(tmp_path: Path) -> Path:
     """An ONNX file of one 2:4 layer, in a folder of its own."""
     (tmp_path / "here").mkdir()
     return calibrated(tmp_path / "here", two_four_layer())
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def accepted(_: Any) -> Compared:
-    return Compared(reference="torch", inputs=1, error=0.0, tolerance=0.01)
 
 
 def refuse_with(error: EngineError) -> Any:

@@ -25,6 +25,7 @@ from lpvit_engines.tensorrt.making import make_plan
 from lpvit_engines.tensorrt.sparsity import LayerProof
 from tests.cuda.fake_driver import compile_fake_driver
 from tests.cuda.runtime_driver import Driver
+from tests.test_tensorrt_build import files_of
 from tests.test_tensorrt_engine import (
     ORIN,
     SHAPES,
@@ -56,10 +57,6 @@ def trt(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
     return module
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_old_engine_serves_until_the_new_plan_is_swapped_in(
