@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from lpvit_edge.prune import Form, Settings
 
-_BATCH = 32  # images per forward pass while the rotation is chosen
-
 
 def prune(
     job: Job,
@@ -61,7 +59,8 @@ def prune(
     forms = steps.forms(allocation)
     dense = job.model.module
     if rotate:
-        dense = _rotated(job, forms, images, finished, digest)
+        batches = [*images.split(settings.batch)]
+        dense = _rotated(job, forms, batches, finished, digest)
     layers = prune(
         dense,
         job.walk,
@@ -89,11 +88,7 @@ def prune(
         images=len(images),
         images_sha256=images_sha256,
         skipped=skipped,
-        method=f"{settings.selection}, repair {'on' if settings.repair else 'off'}"
-        + (", reordered" if settings.permute else "")
-        + (", outputs weighed" if weigh_outputs else "")
-        + (", rotated" if rotate else "")
-        + (", outputs matched" if matching else ""),
+        method=_method(settings, weighed=weigh_outputs, rotated=rotate, matched=bool(matching)),
         layers=tuple(log),
         model_sha256=files.sha256_of(weights),
     )
@@ -102,15 +97,30 @@ def prune(
     return record
 
 
+def _method(settings: "Settings", *, weighed: bool, rotated: bool, matched: bool) -> str:
+    asked = {
+        "reordered": settings.permute,
+        "outputs weighed": weighed,
+        "rotated": rotated,
+        "outputs matched": matched,
+    }
+    repair = f"repair {'on' if settings.repair else 'off'}"
+    return ", ".join([settings.selection, repair, *(name for name, on in asked.items() if on)])
+
+
 def _rotated(
-    job: Job, forms: "Mapping[str, Form]", images: "torch.Tensor", folder: Path, digest: str
+    job: Job,
+    forms: "Mapping[str, Form]",
+    batches: "list[torch.Tensor]",
+    folder: Path,
+    digest: str,
 ) -> "nn.Module":
     """The dense model with its residual stream rotated: an interrupted run's, where there is one.
 
     A direction that carries nothing may come out differently in another run.
     """
     from lpvit_edge import partial
-    from lpvit_edge.distributed import share
+    from lpvit_edge.distributed import refuse_idle, share
     from lpvit_edge.rotate import rotated
 
     known = partial.kept_basis(folder, digest=digest)
@@ -118,10 +128,9 @@ def _rotated(
         model = copy.deepcopy(job.model.module)
         model.load_state_dict(known)
         return model
-    starts = share(range(0, len(images), _BATCH))
-    batches = [images[start : start + _BATCH] for start in starts]
+    refuse_idle(len(batches))
     with working("prune: rotate the residual stream"):
-        model = rotated(job.model.module, job.walk, batches, forms)
+        model = rotated(job.model.module, job.walk, [*share(batches)], forms)
     partial.keep_basis(folder, model, digest=digest)
     return model
 

@@ -49,10 +49,10 @@ def rotated(
     """
     stream = find_stream(model, walk)
     Q = rotation(_written(model, stream, batches), group=_group(forms, stream.width))
-    turned = copy.deepcopy(model).double()
+    turned = copy.deepcopy(model).cpu().double()
     with torch.no_grad():
         _apply(turned, stream, from_main(Q))
-    turned = turned.float().eval()
+    turned = turned.to(batches[0].device, torch.float32).eval()
     _refuse_changed(model, turned, batches[0][:4])
     return turned
 
@@ -62,13 +62,15 @@ def find_stream(model: nn.Module, walk: Walk) -> Stream:
     try:
         blocks = [f"blocks.{name}" for name, _ in model.get_submodule("blocks").named_children()]
         width = model.get_submodule(f"{blocks[0]}.norm1").get_parameter("weight").numel()
-        last = next(n for n in ("norm", "fc_norm") if _is_norm(model.get_submodule(n)))
+        last = "norm" if isinstance(model.get_submodule("norm"), nn.LayerNorm) else "fc_norm"
         branches = [(block, *branch) for block in blocks for branch in _BRANCHES]
-        for block, *names in branches:
-            for name in names[:3]:
+        for block, *names, scale in branches:
+            for name in names:
                 model.get_submodule(f"{block}.{name}").get_parameter("bias")
+            model.get_submodule(f"{block}.{scale}")
+        model.get_submodule(last).get_parameter("bias")
         model.get_submodule("patch_embed.proj")
-    except (AttributeError, IndexError, StopIteration) as error:
+    except (AttributeError, IndexError) as error:
         raise PruningError(
             f"{type(model).__name__} is not built like timm's Vision Transformers, a LayerNorm "
             f"before each branch and biases everywhere ({error}); leave out --rotate"
@@ -86,10 +88,6 @@ def find_stream(model: nn.Module, walk: Walk) -> Stream:
     )
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm)
-
-
 def _group(forms: Mapping[str, Form], width: int) -> int:
     """The shortest side, longer than one, of the blocks that are asked for."""
     patterns = [form.pattern for form in forms.values() if form.pattern.kind == "block"]
@@ -98,7 +96,10 @@ def _group(forms: Mapping[str, Form], width: int) -> int:
 
 
 def _written(model: nn.Module, stream: Stream, batches: list[Tensor]) -> Tensor:
-    """What the attention writes: the second moments (D, D) of its layers, each of trace one."""
+    """What the attention writes: the second moments (D, D) of its layers, each of trace one.
+
+    Raises PruningError, naming the layer, where a moment is not finite.
+    """
     names = [name for name, _ in stream.writers if name.endswith("attn.proj")]
     moments = {name: torch.zeros(stream.width, stream.width).double() for name in names}
 
@@ -113,7 +114,14 @@ def _written(model: nn.Module, stream: Stream, batches: list[Tensor]) -> Tensor:
         for batch in batches:
             model(batch)
     add_up(*moments.values())
-    return torch.stack([C / C.trace() for C in moments.values()]).sum(0)
+    for name, C in moments.items():
+        if not bool(C.isfinite().all()):
+            raise PruningError(
+                f"{name}: what it writes on the calibration images holds NaN or infinity; check "
+                "the images and the weights"
+            )
+        C /= C.trace().clamp_min(torch.finfo(C.dtype).tiny)  # one that writes nothing counts none
+    return torch.stack([*moments.values()]).sum(0)
 
 
 def rotation(C: Tensor, *, group: int) -> Tensor:

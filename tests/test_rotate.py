@@ -108,6 +108,37 @@ def test_a_model_that_is_built_otherwise_is_refused_in_words() -> None:
         rotated(model, walk(model, image_size=64), [torch.randn(2, 3, 64, 64)], {})
 
 
+def test_what_a_block_lacks_is_named() -> None:
+    model, walked = vit()
+    del model.get_submodule("blocks.1").ls2
+    with pytest.raises(PruningError, match=r"no attribute `ls2`.*leave out --rotate"):
+        rotated(model, walked, [pictures(2)], {})
+    model, walked = vit()
+    model.norm = nn.Identity()
+    with pytest.raises(PruningError, match=r"fc_norm|`bias`"):
+        rotated(model, walked, [pictures(2)], {})
+
+
+def test_an_attention_that_writes_nothing_has_no_say_in_the_rotation() -> None:
+    model, walked = vit()
+    with torch.no_grad():
+        for parameter in model.get_submodule("blocks.1.attn.proj").parameters():
+            parameter.zero_()
+    images = pictures(8)
+    turned = rotated(model, walked, [images], {"blocks.0.attn.proj": COARSE})
+    torch.testing.assert_close(
+        answers(turned, images), answers(model, images), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_an_attention_that_writes_nan_is_named() -> None:
+    model, walked = vit()
+    with torch.no_grad():
+        model.get_parameter("blocks.1.attn.proj.bias")[0] = torch.nan
+    with pytest.raises(PruningError, match=r"^blocks.1.attn.proj: .* NaN or infinity; check"):
+        rotated(model, walked, [pictures(2)], {})
+
+
 def test_what_else_reads_the_stream_is_found_by_the_answers() -> None:
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
