@@ -59,7 +59,8 @@ def prune(
     forms = steps.forms(allocation)
     dense = job.model.module
     if rotate:
-        batches = [*images.split(settings.batch)]
+        starts = range(0, len(images), settings.batch)
+        batches = [images[start : start + settings.batch] for start in starts]
         dense = _rotated(job, forms, batches, finished, digest)
     layers = prune(
         dense,
