@@ -1,6 +1,7 @@
 """How much the model's output suffers when a layer is pruned, over the whole sparsity range.
 
-Two criteria, both from one pass over the calibration images, both in units of the loss.
+Two criteria, both from one pass over the calibration images. "hessian" is in units of the loss;
+"taylor" adds a squared change of the loss to one, as LPViT does, so its numbers only compare.
 
 "taylor": masking block b changes the loss of image n by about -p_nb + p_nb^2 / 2 with p_nb = sum of
 g_n * W over the block, where g_n is the gradient of that image's own loss: the empirical Fisher per
@@ -8,10 +9,10 @@ sample, not the outer product of the averaged gradient, which is close to zero f
 The score of a block is (E_n p_nb)^2 + E_n[p_nb^2] / 2, its curve the running sum over blocks in
 rising order. It assumes that nothing is repaired.
 
-"hessian": tr(G dW A dW^T) with A = E[x x^T] and the diagonal of G = E[g g^T], g the loss gradient
-at the layer's output, evaluated along the group-OBS elimination of lpvit_edge.repair, that is after
-repair. Per layer one elimination gives the curve at every sparsity. A curve in 2:4 has one point,
-0.5.
+"hessian": T tr(G dW A dW^T) / 2 with A = E[x x^T] and the diagonal of G = E[g g^T], g the loss
+gradient at the layer's output, T the tokens of an image, evaluated along the group-OBS elimination
+of lpvit_edge.repair, that is after repair. Per layer one elimination gives the curve at every
+sparsity. A curve in 2:4 has one point, 0.5.
 
 What is taken from where (docs/method.md says which numbers were held against the papers' text):
 
