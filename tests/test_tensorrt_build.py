@@ -229,25 +229,6 @@ def test_a_disk_that_takes_no_timings_loses_no_plan(
     assert list(model.parent.glob("*.plan"))
 
 
-def test_timings_of_other_clocks_are_another_file(tmp_path: Path) -> None:
-    gpu = tmp_path / "17000000.gpu"
-    gpu.mkdir()
-    (gpu / "min_freq").write_text("306000000\n")
-    paths = set()
-    for hz, text in ((918000000, "306-918 MHz"), (624750000, "306-625 MHz")):
-        (gpu / "max_freq").write_text(f"{hz}\n")
-        assert settings.gpu_clocks(tmp_path) == text
-        path = settings.timing_cache_path(tmp_path, version="10.3.0", device="Orin", clocks=text)
-        paths.add(path.name)
-    assert paths == {
-        "timing-10.3.0-orin-306-918-mhz.cache",
-        "timing-10.3.0-orin-306-625-mhz.cache",
-    }
-    (gpu / "max_freq").unlink()
-    assert settings.gpu_clocks(tmp_path) == "306-? MHz"
-    assert settings.gpu_clocks(tmp_path / "absent") == ""
-
-
 def test_the_clocks_of_a_build_are_in_its_key_and_its_manifest(
     trt: Any, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

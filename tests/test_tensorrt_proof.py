@@ -4,7 +4,6 @@ import io
 import json
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from rich.console import Console
 
 from lpvit_edge.errors import EngineError
 from lpvit_edge.tensorrt_build import show
-from lpvit_engines.tensorrt import config as settings
 from lpvit_engines.tensorrt.build import made
 from lpvit_engines.tensorrt.inspector import EngineLayer, engine_layers
 from lpvit_engines.tensorrt.log import Line, Log, make_logger, memory_skips, refuse_overflow
@@ -178,58 +176,6 @@ def test_a_kernel_without_memory_is_counted_once_however_often_tensorrt_says_so(
     for line in older:
         log.add("VERBOSE", line.text)
     assert memory_skips(log.lines) == 1
-
-
-class Cache:
-    """A timing cache that holds entries by name."""
-
-    def __init__(self, content: bytes) -> None:
-        self.entries = set(content.decode().split())
-
-    def combine(self, other: "Cache", *, ignore_mismatch: bool) -> bool:
-        assert not ignore_mismatch
-        self.entries |= other.entries
-        return True
-
-    def serialize(self) -> bytes:
-        return " ".join(sorted(self.entries)).encode()
-
-
-class Config:
-    def __init__(self) -> None:
-        self.cache: Cache | None = None
-        self.accepts = True
-
-    def create_timing_cache(self, content: bytes) -> Cache:
-        return Cache(content)
-
-    def set_timing_cache(self, cache: Cache, *, ignore_mismatch: bool) -> bool:
-        self.cache = cache
-        return self.accepts
-
-    def get_timing_cache(self) -> Cache | None:
-        return self.cache
-
-
-def test_timings_of_two_processes_end_up_in_one_cache(tmp_path: Path) -> None:
-    path = settings.timing_cache_path(tmp_path, version="10.3.0", device="Orin 8.7")
-    assert path.name == "timing-10.3.0-orin-8.7.cache"
-    first, second = Config(), Config()
-    for one, entry in ((first, "a"), (second, "b")):
-        settings.attach_timing_cache(one, path, Log())
-        assert one.cache is not None
-        one.cache.entries.add(entry)
-    settings.save_timing_cache(first, path, Log())
-    settings.save_timing_cache(second, path, Log())
-    assert path.read_bytes() == b"a b"
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".cache", ".lock"]
-
-
-def test_a_refused_timing_cache_is_named(tmp_path: Path) -> None:
-    refusing = Config()
-    refusing.accepts = False
-    with pytest.raises(EngineError, match=r"refused the timing cache .* delete that file"):
-        settings.attach_timing_cache(refusing, tmp_path / "t.cache", Log())
 
 
 def test_a_layer_whose_name_tensorrt_lost_is_not_called_dense() -> None:

@@ -248,49 +248,6 @@ def test_a_bundles_golden_frames_judge_what_is_built_for_it(
         given[0](None)
 
 
-def test_a_swap_cut_off_at_any_write_leaves_a_whole_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    onnx = write_plan(tmp_path)
-    real = plan_file._write_atomic
-
-    def cut_off(path: Path, content: bytes) -> None:
-        if path.suffix == ".json":
-            raise OSError(28, "No space left on device")
-        real(path, content)
-
-    monkeypatch.setattr(plan_file, "_write_atomic", cut_off)
-    with pytest.raises(OSError, match="No space"):
-        write_plan(tmp_path, device=UPGRADED, content=b"plan, newer")
-    found = plan_file.read(onnx, ORIN)
-    assert found is not None
-    assert found[0] == b"plan of a model"
-    monkeypatch.undo()
-    write_plan(tmp_path, device=UPGRADED, content=b"plan, newest")
-    assert len(list(tmp_path.glob("*.plan"))) == 1  # what was cut off is gone too
-
-
-def test_whoever_reads_during_a_swap_gets_the_newer_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    onnx = write_plan(tmp_path)
-    real, read = plan_file.read_manifest, []
-
-    def swapped_after(path: Path) -> Any:
-        manifest = real(path)
-        read.append(manifest.plan_sha256)
-        if len(read) == 1:
-            write_plan(tmp_path, content=b"plan, newer")
-        return manifest
-
-    monkeypatch.setattr(plan_file, "read_manifest", swapped_after)
-    found = plan_file.read(onnx, ORIN)
-    assert found is not None
-    assert found[0] == b"plan, newer"
-    next(tmp_path.glob("*.plan")).unlink()
-    assert plan_file.read(onnx, ORIN) is None
-
-
 def test_engines_that_compile_at_each_load_take_rebuild_as_given(tmp_path: Path) -> None:
     path = tmp_path / "absent.onnx"
     with pytest.raises(EngineError, match="no model file"):
