@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from lpvit_edge.errors import MissingDependencyError
 from lpvit_edge.line.config import SyntheticSource
 from lpvit_edge.line.journal import Journal
 from lpvit_edge.line.line import Line
+from lpvit_edge.line.policy import Policy
 from lpvit_edge.line.ring import FrameMessage, RingReader, RingWriter, StatusMessage
 from lpvit_edge.line.sequence import SequenceFile
 from tests.capturing import ROOT, capturing, process_exists
@@ -328,3 +330,24 @@ def test_parts_that_a_capture_thread_left_when_it_died_get_the_safe_verdict_at_t
     again.close()
     assert sorted(found) == list(range(1, taken + 1))
     assert {found[number] for number in range(5, taken + 1)} == {"the line was down"}
+
+
+def test_a_line_can_be_closed_while_its_source_waits_for_room(
+    bundle: Bundle, tmp_path: Path, camera: Callable[[str], str]
+) -> None:
+    """As after an error that ended it: nobody takes from the queue any more."""
+    policy = Policy(kind="wait", queue=1)
+    settings = msgspec.structs.replace(camera_config(tmp_path, camera("never")), policy=policy)
+    line = Line(bundle, settings)
+    line.start()
+    wait_until(lambda: line.sequence.taken >= 4)
+    closing = threading.Thread(target=line.close)
+    closing.start()
+    closing.join(20.0)
+    assert not closing.is_alive()
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    bodies = [json.loads(entry.body) for entry in journal.after(0) if entry.kind == "frame"]
+    journal.close()
+    assert {body["verdict"] for body in bodies} == {"ok"}
+    assert [body["number"] for body in bodies] == list(range(1, len(bodies) + 1))
+    assert len(bodies) >= 3

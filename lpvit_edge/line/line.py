@@ -87,7 +87,7 @@ class Line:
         )
         self.outputs.sinks = open_sinks(config.sink, self.journal)
         self.outputs.hold("the line starts")
-        self._stop = threading.Event()
+        self._feed_stops = threading.Thread(target=self._stop_feed, name="stop", daemon=True)
         self._ended = threading.Event()  # after the drain: until then parts have deadlines
         self._watch = LineWatch(self.settlement, self.queue, self.feed, self.journal, self.clock)
         self.threads = ThreadWatch(
@@ -198,9 +198,8 @@ class Line:
 
     def request_stop(self) -> None:
         """Take no more frames; run() returns when those in the queue have their verdicts."""
-        if not self._stop.is_set():
-            self._stop.set()
-            threading.Thread(target=self._stop_feed, name="stop", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # it was asked for before
+            self._feed_stops.start()
 
     def _stop_feed(self) -> None:
         with contextlib.suppress(RuntimeError):  # it has not started
@@ -208,9 +207,10 @@ class Line:
 
     def close(self, *, timeout_s: float = 5.0) -> dict[str, int]:
         """End everything; entries that each sink has not delivered, which stay in the journal."""
-        self._stop.set()
-        self._stop_feed()
+        self.request_stop()
         try:
+            while self._feed_stops.is_alive():  # it may wait for room in the queue
+                self.judge.step(0.02)
             while self.judge.step(0.0) is not None:
                 pass
         finally:  # what nobody expected may end it here once more
@@ -218,6 +218,8 @@ class Line:
         return left
 
     def _end(self, timeout_s: float) -> dict[str, int]:
+        self.queue.close()
+        self._feed_stops.join()
         self._ended.set()
         self.settlement.hurry.set()  # who waits for it sees the end
         for thread in (self._hold, self._sinks, self._deadlines):
