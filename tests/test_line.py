@@ -228,6 +228,23 @@ def test_every_image_of_a_folder_gets_one_verdict_and_is_put_away(
     assert len(list((tmp_path / "in" / "done").iterdir())) == 6
 
 
+def test_images_that_are_judged_while_the_line_closes_are_put_away_too(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    line = Line(bundle, folder_config(tmp_path))
+    for number in range(3):
+        write_image(tmp_path / "in" / f"part{number}.png", 10 * number)
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    line.start()
+    end_s = time.monotonic() + 15.0
+    while line.settlement.counts.safe == 0:  # the broken one, which came last, has its verdict
+        assert time.monotonic() < end_s, line.status()
+        time.sleep(0.01)
+    line.close()
+    assert len(list((tmp_path / "in" / "done").iterdir())) == 4
+    assert list((tmp_path / "in" / "claimed").iterdir()) == []
+
+
 def test_an_image_claimed_before_a_crash_is_judged_under_its_number(
     bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from lpvit_edge.line.config import LineConfig
 from lpvit_edge.line.feed import Intake
 from lpvit_edge.line.feeds import open_feed, source_name
 from lpvit_edge.line.folder import FolderFeed
+from lpvit_edge.line.frames import Frame
 from lpvit_edge.line.guarded import GuardedThread, ThreadWatch
 from lpvit_edge.line.health import Status
 from lpvit_edge.line.journal import Journal
@@ -113,8 +114,7 @@ class Line:
 
     def _settle_left_open(self) -> None:
         """Frames that were taken before a crash and have no verdict."""
-        feed = self.feed
-        claimed = feed.claimed_numbers() if isinstance(feed, FolderFeed) else frozenset()
+        claimed = self.feed.claimed_numbers() if isinstance(self.feed, FolderFeed) else frozenset()
         parts = self.config.policy.kind == "triggered"
         go_on(
             self.sequence, self.journal, self.settlement, self.clock, claimed=claimed, parts=parts
@@ -123,14 +123,17 @@ class Line:
     def step(self, timeout_s: float = 0.2) -> bool:
         """Judge one frame, or look after things; False when there is nothing left to do."""
         self._take_over()
-        frame = self.judge.step(timeout_s)
-        if frame is not None:
-            self.feed.settled(frame)
-        elif self.queue.is_drained:
+        frame = self._judge_next(timeout_s)
+        if frame is None and self.queue.is_drained:
             return False
         if frame is None or frame.pixels is None:  # nothing for the engine
             self._look_after()
         return True
+
+    def _judge_next(self, timeout_s: float) -> Frame | None:
+        if (frame := self.judge.step(timeout_s)) is not None:
+            self.feed.settled(frame)
+        return frame
 
     def _take_over(self) -> None:
         """Between two frames: go on with a bundle that was offered and proven meanwhile."""
@@ -166,10 +169,7 @@ class Line:
             self.clock.wait(self._ended, _WATCH_S)
 
     def _watch_hold(self) -> None:
-        """Take the safe position while no part can be judged.
-
-        In a thread that waits for no engine and no disk, so that it acts when these hang.
-        """
+        """Take the safe position while no part can be judged, waiting for no engine or disk."""
         while not self._ended.is_set():
             self.outputs.hold(self._blindness())
             self.clock.wait(self._ended, _WATCH_S)
@@ -210,8 +210,8 @@ class Line:
         self.request_stop()
         try:
             while self._feed_stops.is_alive():  # it may wait for room in the queue
-                self.judge.step(0.02)
-            while self.judge.step(0.0) is not None:
+                self._judge_next(0.02)
+            while self._judge_next(0.0) is not None:
                 pass
         finally:  # what nobody expected may end it here once more
             left = self._end(timeout_s)
