@@ -302,7 +302,9 @@ def test_a_disk_that_hangs_puts_the_outputs_on_hold_though_all_who_write_wait(
     try:
         wait_for(lambda: line.sequence.taken == 1 and line.journal.waiting > 0)
         clock.turn(5.1)
-        wait_for(lambda: line.outputs.held == "the engine does not answer")
+        wait_for(lambda: line.outputs.held is not None)
+        assert line.outputs.held == "the engine does not answer"
+        assert judging.is_alive()  # still at the disk that hangs
     finally:
         release.set()
         judging.join()

@@ -96,7 +96,10 @@ def test_a_fall_back_waits_for_another_bundle_and_comes_when_that_one_is_refused
         return line.bundle.version == dense.version
 
     run_until(line, falls_back)
+    told = bundle_events(line)
     line.close()
+    assert any(text.startswith("not taken over (it was installed)") for text in told)
+    assert told[-1] == f"{dense.version} took over: red drift alarm"
 
 
 def test_a_fall_back_from_a_bundle_that_was_left_meanwhile_is_dropped_and_told(
