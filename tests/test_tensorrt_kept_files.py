@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from lpvit_engines.tensorrt import plan_file, ranges
+from lpvit_engines.tensorrt.atomic import write_atomic
 from tests.test_tensorrt_engine import ORIN, write_plan
 
 KEPT = Path(__file__).parent / "fixtures/plans"
@@ -40,14 +41,14 @@ def test_a_swap_cut_off_at_any_write_leaves_a_whole_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx = write_plan(tmp_path)
-    real = plan_file._write_atomic
+    real = write_atomic
 
     def cut_off(path: Path, content: bytes) -> None:
         if path.suffix == ".json":
             raise OSError(28, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(plan_file, "_write_atomic", cut_off)
+    monkeypatch.setattr(plan_file, "write_atomic", cut_off)
     with pytest.raises(OSError, match="No space"):
         write_plan(tmp_path, device=UPGRADED, content=b"plan, newer")
     found = plan_file.read(onnx, ORIN)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lpvit_engines.tensorrt.atomic import write_atomic
 from lpvit_engines.tensorrt.log import Log
 
 _LOG = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def _save(config: Any, path: Path, log: Log) -> None:
         refused = log.failure("TensorRT gave no timings after the build", "nothing")
         _LOG.warning("%s; the next build will take as long", refused)
     else:
-        _write(path, serialized)
+        write_atomic(path, serialized)
 
 
 def _joined(config: Any, cache: Any, path: Path, log: Log) -> Any:
@@ -121,15 +122,3 @@ def _joined(config: Any, cache: Any, path: Path, log: Log) -> Any:
             refused = log.failure(f"TensorRT could not join the timings of {path}", "nothing")
             _LOG.warning("%s; those of this build take their place", refused)
     return cache.serialize()
-
-
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

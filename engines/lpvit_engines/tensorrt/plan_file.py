@@ -9,13 +9,13 @@ meanwhile, or after a power cut, finds the old pair or the new one.
 
 import glob
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from lpvit_edge.errors import DeviceMismatchError, FileFormatError
 from lpvit_engines.cuda.calls import Calls
+from lpvit_engines.tensorrt.atomic import write_atomic
 from lpvit_engines.tensorrt.attention import AttentionCount
 from lpvit_engines.tensorrt.inspector import EngineLayer
 from lpvit_engines.tensorrt.sparsity import LayerProof, SparsityCount
@@ -103,9 +103,9 @@ def write(onnx: Path, plan: bytes, manifest: PlanManifest) -> None:
     """Put a plan in the place of the one before, at once; that one is then removed."""
     precision = manifest.precision
     new = plan_path(onnx, manifest.plan_sha256, precision)
-    _write_atomic(new, plan)
+    write_atomic(new, plan)
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
-    _write_atomic(manifest_path(onnx, precision), text)
+    write_atomic(manifest_path(onnx, precision), text)
     for old in onnx.parent.glob(f"{glob.escape(_stem(onnx, precision))}.{'[0-9a-f]' * 12}.plan"):
         if old != new:
             old.unlink(missing_ok=True)
@@ -116,18 +116,6 @@ def discard(onnx: Path, precision: str = DEFAULT_PRECISION) -> None:
     manifest_path(onnx, precision).unlink(missing_ok=True)
     for plan in onnx.parent.glob(f"{glob.escape(_stem(onnx, precision))}.{'[0-9a-f]' * 12}.plan"):
         plan.unlink()
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(
