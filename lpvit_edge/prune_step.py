@@ -1,7 +1,7 @@
 """From an allocation to pruned weights: model.safetensors, prune.json, matching.json if asked."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,27 +56,19 @@ def prune(
     done = partial.kept(finished, digest=digest)
     if done:
         say(f"{len(done)} layers of an interrupted run are taken from {finished}")
-    forms = steps.forms(allocation)
     dense = job.model.module
     if rotate:
-        starts = range(0, len(images), settings.batch)
-        batches = [images[start : start + settings.batch] for start in starts]
-        dense = _rotated(job, forms, batches, finished, digest)
+        dense = _rotated(job, steps.forms(allocation), images, settings, finished, digest)
     layers = prune(
         dense,
         job.walk,
-        forms,
+        steps.forms(allocation),
         images,
         settings=settings,
         row_weights=_output_fisher(dense, job, images, targets) if weigh_outputs else None,
         done=done,
     )
-    layers = partial.keeping(layers, finished, digest=digest)
-    log: list[PrunedLayer] = []
-    model = dense
-    for layer, so_far in track(layers, what="prune: layers", total=len(job.walk.layers)):
-        log.append(layer)
-        model = so_far
+    model, log = _each(partial.keeping(layers, finished, digest=digest), job, dense)
     job.path("matching.json").unlink(missing_ok=True)
     weights = job.path("model.safetensors")
     if matching is None:
@@ -90,7 +82,7 @@ def prune(
         images_sha256=images_sha256,
         skipped=skipped,
         method=_method(settings, weighed=weigh_outputs, rotated=rotate, matched=bool(matching)),
-        layers=tuple(log),
+        layers=log,
         model_sha256=files.sha256_of(weights),
     )
     files.save(record, job.path("prune.json"))
@@ -109,10 +101,22 @@ def _method(settings: "Settings", *, weighed: bool, rotated: bool, matched: bool
     return ", ".join([settings.selection, repair, *(name for name, on in asked.items() if on)])
 
 
+def _each(
+    layers: "Iterable[tuple[PrunedLayer, nn.Module]]", job: Job, dense: "nn.Module"
+) -> "tuple[nn.Module, tuple[PrunedLayer, ...]]":
+    """The model after the last layer, and what was done to each."""
+    model, log = dense, list[PrunedLayer]()
+    for layer, so_far in track(layers, what="prune: layers", total=len(job.walk.layers)):
+        log.append(layer)
+        model = so_far
+    return model, tuple(log)
+
+
 def _rotated(
     job: Job,
     forms: "Mapping[str, Form]",
-    batches: "list[torch.Tensor]",
+    images: "torch.Tensor",
+    settings: "Settings",
     folder: Path,
     digest: str,
 ) -> "nn.Module":
@@ -129,6 +133,8 @@ def _rotated(
         model = copy.deepcopy(job.model.module)
         model.load_state_dict(known)
         return model
+    starts = range(0, len(images), settings.batch)
+    batches = [images[start : start + settings.batch] for start in starts]
     refuse_idle(len(batches))
     with working("prune: rotate the residual stream"):
         model = rotated(job.model.module, job.walk, [*share(batches)], forms)
