@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.trt import served
+
 if TYPE_CHECKING:
     from tests.broker import Broker, Subscriber
 
 LABELS = ("bright", "dark", "ok")
+
+library, driver, trt, engine = served.library, served.driver, served.trt, served.engine
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Every call of the CUDA driver made to fail: an error in words, and nothing left behind."""
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.engine import TensorRtEngine
 from lpvit_engines.tensorrt.making import make_plan
 from lpvit_engines.tensorrt.plugin import kernel_for
-from tests.cuda.fake_driver import compile_fake_driver
 from tests.cuda.runtime_driver import Driver
-from tests.test_tensorrt_engine import SHAPES, compute, images, write_plan
 from tests.test_tensorrt_in_place import OnDevice, results
 from tests.test_tensorrt_int8 import block_layer
 from tests.trt.fake_builder import building_tensorrt
-from tests.trt.fake_trt import fake_tensorrt
+from tests.trt.served import compute, images, write_plan
 
 LOADING = (
     "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuDeviceGetName",
@@ -40,30 +37,6 @@ FREEING = (
     "cuStreamDestroy", "cuCtxPopCurrent", "cuDevicePrimaryCtxRelease",
 )  # fmt: skip
 LOST = r"719: a kernel that failed on the device. To do: restart the process"
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_fake_driver(tmp_path_factory.mktemp("driver"), source="fake_runtime.c")
-
-
-@pytest.fixture
-def driver(library: Path) -> Driver:
-    return Driver(library)
-
-
-@pytest.fixture
-def trt(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = fake_tensorrt(SHAPES, compute, driver=driver)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
-    return module
-
-
-@pytest.fixture
-def engine(driver: Driver, trt: Any, tmp_path: Path) -> Iterator[TensorRtEngine]:
-    with TensorRtEngine(write_plan(tmp_path), library=driver.path) as loaded:
-        yield loaded
 
 
 @pytest.mark.parametrize("call", CAPTURING)

@@ -1,7 +1,6 @@
 """Arrays that lie on the device already go in and come out as they are, on the caller's stream."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,9 @@ from numpy.typing import NDArray
 
 from lpvit_edge.errors import EngineError
 from lpvit_engines.tensorrt.engine import TensorRtEngine
-from tests.cuda.fake_driver import compile_fake_driver
 from tests.cuda.runtime_driver import Driver
-from tests.test_tensorrt_engine import SHAPES, compute, images, write_plan
 from tests.trt.fake_trt import fake_tensorrt
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_fake_driver(tmp_path_factory.mktemp("driver"), source="fake_runtime.c")
-
-
-@pytest.fixture
-def driver(library: Path) -> Driver:
-    return Driver(library)
-
-
-@pytest.fixture
-def trt(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = fake_tensorrt(SHAPES, compute, driver=driver)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
-    return module
-
-
-@pytest.fixture
-def engine(driver: Driver, trt: Any, tmp_path: Path) -> Iterator[TensorRtEngine]:
-    with TensorRtEngine(write_plan(tmp_path), library=driver.path) as loaded:
-        yield loaded
+from tests.trt.served import SHAPES, compute, images, write_plan
 
 
 class OnDevice:

@@ -8,7 +8,7 @@ import pytest
 
 from lpvit_engines.tensorrt import plan_file, ranges
 from lpvit_engines.tensorrt.atomic import write_atomic
-from tests.test_tensorrt_engine import ORIN, write_plan
+from tests.trt.served import ORIN, write_plan
 
 KEPT = Path(__file__).parent / "fixtures/plans"
 UPGRADED = msgspec.structs.replace(ORIN, tensorrt="10.16.2")

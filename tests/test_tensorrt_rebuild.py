@@ -23,40 +23,19 @@ from lpvit_engines.tensorrt.engine import TensorRtEngine
 from lpvit_engines.tensorrt.kept import MadePlan
 from lpvit_engines.tensorrt.making import make_plan
 from lpvit_engines.tensorrt.sparsity import LayerProof
-from tests.cuda.fake_driver import compile_fake_driver
 from tests.cuda.runtime_driver import Driver
 from tests.test_tensorrt_build import files_of
-from tests.test_tensorrt_engine import (
+from tests.test_tensorrt_int8 import block_layer, two_four_layer
+from tests.trt.fake_builder import building_tensorrt
+from tests.trt.served import (
     ORIN,
-    SHAPES,
     compute,
     images,
     manifest_of,
     write_plan,
 )
-from tests.test_tensorrt_int8 import block_layer, two_four_layer
-from tests.trt.fake_builder import building_tensorrt
-from tests.trt.fake_trt import fake_tensorrt
 
 UPGRADED = msgspec.structs.replace(ORIN, tensorrt="10.16.2")
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_fake_driver(tmp_path_factory.mktemp("driver"), source="fake_runtime.c")
-
-
-@pytest.fixture
-def driver(library: Path) -> Driver:
-    return Driver(library)
-
-
-@pytest.fixture
-def trt(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = fake_tensorrt(SHAPES, compute, driver=driver)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
-    return module
 
 
 def test_the_old_engine_serves_until_the_new_plan_is_swapped_in(
