@@ -100,17 +100,13 @@ def subscriber(broker: "Broker") -> "Iterator[Subscriber]":
 
 @pytest.fixture
 def trt_that_builds(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    driver: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """A tensorrt module whose plans ONNX Runtime computes, on a fake driver."""
     pytest.importorskip("onnxruntime")
     from lpvit_engines.tensorrt.device import opened
-    from tests.cuda.fake_driver import compile_fake_driver
-    from tests.cuda.runtime_driver import Driver
     from tests.trt.fake_builder import building_tensorrt
 
-    folder = tmp_path_factory.mktemp("driver")
-    driver = Driver(compile_fake_driver(folder, source="fake_runtime.c"))
     module = building_tensorrt(driver=driver)
 
     def here(_: str = "") -> Any:
@@ -119,5 +115,6 @@ def trt_that_builds(
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
     monkeypatch.setattr("lpvit_engines.tensorrt.device.opened", here)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr("lpvit_engines.tensorrt.engine.opened", here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     return module

@@ -81,6 +81,20 @@ def wishes_while_another_is_proven(
     return line
 
 
+def line_on(store: BundleStore, tmp_path: Path) -> tuple[StoredBundles, Line]:
+    """A line that runs what the store holds."""
+    bundles = StoredBundles(store)
+    line = Line(bundles.begin(), folder_config(tmp_path))
+    line.start()
+    return bundles, line
+
+
+def install_one_that_disagrees(store: BundleStore, tmp_path: Path) -> None:
+    """Nobody proved it; the line that is to take it over will refuse it."""
+    bad = make_bundle(tmp_path / "c" / "bad", network=b"bad", classes=2)
+    store.install(bad.folder, lambda bundle: None)
+
+
 def bundle_events(line: Line) -> list[str]:
     return [event["text"] for event in events_of(line) if event["kind"] == "bundle"]
 
@@ -186,9 +200,7 @@ def test_an_installation_during_the_fall_back_is_what_the_next_start_runs(
     store = BundleStore(tmp_path / "store")
     store.install(watched_bundle.folder, prove)
     store.install(dense.folder, prove, role="dense")
-    bundles = StoredBundles(store)
-    line = Line(bundles.begin(), folder_config(tmp_path))
-    line.start()
+    bundles, line = line_on(store, tmp_path)
     waits = Waits(monkeypatch)
     bundles.fall_back(line, "red drift alarm", of=line.bundle)
     bundles.look(line)  # the dense bundle is being proven
@@ -214,12 +226,9 @@ def test_a_bundle_that_is_refused_while_the_next_one_is_installed_takes_no_other
 ) -> None:
     store = BundleStore(tmp_path / "store")
     store.install(watched_bundle.folder, prove)
-    bundles = StoredBundles(store)
-    line = Line(bundles.begin(), folder_config(tmp_path))
-    line.start()
+    bundles, line = line_on(store, tmp_path)
     waits = Waits(monkeypatch)
-    bad = make_bundle(tmp_path / "c" / "bad", network=b"bad", classes=2)
-    store.install(bad.folder, lambda bundle: None)
+    install_one_that_disagrees(store, tmp_path)
     bundles._looked_s = 0.0
     bundles.look(line)
     newer = make_bundle(tmp_path / "d" / "newer", network=b"newer")
@@ -240,11 +249,8 @@ def test_a_line_on_its_dense_bundle_stays_there_when_an_installation_is_refused(
     store.install(watched_bundle.folder, prove)
     store.install(dense.folder, prove, role="dense")
     store.note_dense(store.open("current").folder.name, "red drift alarm")
-    bundles = StoredBundles(store)
-    line = Line(bundles.begin(), folder_config(tmp_path))
-    line.start()
-    bad = make_bundle(tmp_path / "c" / "bad", network=b"bad", classes=2)
-    store.install(bad.folder, lambda bundle: None)
+    bundles, line = line_on(store, tmp_path)
+    install_one_that_disagrees(store, tmp_path)
     bundles.look(line)
     line.swap._working.join(15.0)  # type: ignore[union-attr]
     line.close()
@@ -261,11 +267,8 @@ def test_a_store_that_cannot_be_read_for_a_while_ends_no_line(
 ) -> None:
     store = BundleStore(tmp_path / "store")
     store.install(watched_bundle.folder, prove)
-    bundles = StoredBundles(store)
-    line = Line(bundles.begin(), folder_config(tmp_path))
-    line.start()
-    bad = make_bundle(tmp_path / "c" / "bad", network=b"bad", classes=2)
-    store.install(bad.folder, lambda bundle: None)
+    bundles, line = line_on(store, tmp_path)
+    install_one_that_disagrees(store, tmp_path)
     waits = Waits(monkeypatch)
     bundles.look(line)
 

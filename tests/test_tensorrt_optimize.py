@@ -29,33 +29,15 @@ from lpvit_edge.records import Allocation, Choice, ExportLog, Manifest
 from lpvit_edge.store import BundleStore
 from lpvit_engines.cuda.packing import pack
 from lpvit_engines.tensorrt import plan_file, trials
-from lpvit_engines.tensorrt.device import opened
 from lpvit_engines.tensorrt.engine import TensorRtEngine
-from tests.cuda.fake_driver import compile_fake_driver
-from tests.cuda.runtime_driver import Driver
 from tests.test_optimize import GOAL, costlier, make_job
-from tests.trt.fake_builder import building_tensorrt
 
 
 @pytest.fixture
-def trt(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    folder = tmp_path_factory.mktemp("driver")
-    driver = Driver(compile_fake_driver(folder, source="fake_runtime.c"))
-    module = building_tensorrt(driver=driver)
-
-    def here(_: str = "") -> Any:
-        return opened(driver.path)
-
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("lpvit_engines.tensorrt.plugin.register", lambda trt: None)
-    monkeypatch.setattr("lpvit_engines.tensorrt.device.opened", here)
-    monkeypatch.setattr("lpvit_engines.tensorrt.engine.opened", here)
+def trt(trt_that_builds: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("lpvit_edge.profile.engine_version", lambda engine: "10.3.0")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("lpvit_edge.profile.DEFAULT_SECONDS", 0.02)
-    return module
+    return trt_that_builds
 
 
 def test_optimize_walks_from_the_profile_to_a_checked_engine(
