@@ -71,13 +71,13 @@ def _of_factors(gemms: tuple[GemmCost, ...], factors: Mapping[str, float]) -> It
 
     What it says of a layer is then no longer a time but a rank, and the reader has to know.
     """
-    for pattern in sorted({gemm.pattern for gemm in gemms if gemm.sparsity < 1.0}):
-        k = factors.get(pattern)
-        if k is None:
-            yield f"{pattern} has no factor k, and 1 is taken for it; profile in quiet"
-        elif not _FACTOR_LIMITS[0] <= k <= _FACTOR_LIMITS[1]:
-            yield (
-                f"layers in {pattern} took {k:.2f} times in a network what they take alone "
-                f"({_FACTOR_LIMITS[0]:g} to {_FACTOR_LIMITS[1]:g} can be believed); take their "
-                "times as relative, and profile again in quiet"
-            )
+    used = sorted({gemm.pattern for gemm in gemms if gemm.sparsity < 1.0})
+    if unknown := [pattern for pattern in used if pattern not in factors]:
+        yield f"no factor k for {', '.join(unknown)}, and 1 is taken for it; profile in quiet"
+    low, high = _FACTOR_LIMITS
+    if far := [p for p in used if p in factors and not low <= factors[p] <= high]:
+        times = ", ".join(f"{pattern} {factors[pattern]:.2f} times" for pattern in far)
+        yield (
+            f"layers took longer or shorter in a network than alone: {times} ({low:g} to {high:g} "
+            "can be believed); take their times as relative, and profile again in quiet"
+        )

@@ -354,14 +354,20 @@ def test_a_mixed_network_that_was_predicted_badly_is_a_reason_to_distrust_the_pr
 def test_a_factor_far_from_one_is_a_doubt_that_names_the_pattern_and_the_value(k: float) -> None:
     forms = (cost(LARGE), cost(LARGE, "64x1", 0.5))
     (doubt,) = said(*forms, factors={"dense": 1.0, "64x1": k})
-    assert f"layers in 64x1 took {k:.2f} times in a network" in doubt
+    assert f"longer or shorter in a network than alone: 64x1 {k:.2f} times (0.8" in doubt
     assert not said(*forms, factors={"dense": 0.8, "64x1": 1.25})
+
+
+def test_all_factors_far_from_one_are_one_doubt() -> None:
+    forms = (cost(LARGE), cost(LARGE, "64x1", 0.5), cost(LARGE, "64x16", 0.5))
+    (doubt,) = said(*forms, factors={"dense": 0.58, "64x1": 0.52, "64x16": 1.1})
+    assert "alone: 64x1 0.52 times, dense 0.58 times (0.8 to 1.25 can be believed)" in doubt
 
 
 def test_a_pattern_without_a_factor_does_not_pass_for_one_whose_factor_is_1() -> None:
     forms = (cost(LARGE), cost(LARGE, "64x1", 0.5))
     (doubt,) = said(*forms, factors={"dense": 1.0})
-    assert doubt.startswith("64x1 has no factor k")
+    assert doubt.startswith("no factor k for 64x1,")
     # with no block left it has no network of its own, and needs none
     assert not said(cost(LARGE), cost(LARGE, "64x1", 1.0), factors={"dense": 1.0})
 
