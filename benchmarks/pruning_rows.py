@@ -71,7 +71,8 @@ class Store:
         if path.exists():
             self.document = json.loads(path.read_text(encoding="utf-8"))
             self._refuse_others(facts)
-        self.document["facts"] = {**self.document["facts"], **facts}
+        for model, found in facts.items():
+            self.document["facts"].setdefault(model, {}).update(found)
         self._rows = {
             row.key: row for row in msgspec.convert(self.document["rows"], list[Row], strict=True)
         }

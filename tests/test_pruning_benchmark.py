@@ -129,8 +129,11 @@ def row(**more: object) -> Row:
 
 def test_finished_rows_are_found_again_and_other_images_refused(tmp_path: Path) -> None:
     path = tmp_path / "pruning.json"
-    Store(path, {"m": {"heldout_sha256": "a"}}).add(row(accuracy=0.9, drop=1.0))
+    first = Store(path, {"m": {"heldout_sha256": "a"}})
+    first.note("m", sensitivity_seconds=1.5)
+    first.add(row(accuracy=0.9, drop=1.0))
     again = Store(path, {"m": {"heldout_sha256": "a"}})
+    assert again.document["facts"]["m"]["sensitivity_seconds"] == 1.5
     assert row() in again
     assert row(sparsity=0.7) not in again
     again.forget("uniform", models=["other"])
