@@ -26,7 +26,6 @@ from benchmarks.pruning_methods import repaired
 from benchmarks.pruning_rows import paired_drop
 from benchmarks.pruning_subject import Source, Subject, batches
 from lpvit_edge.files import write_atomic
-from lpvit_edge.layer_options import macs
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form, prune
 from lpvit_edge.rotate import rotated
@@ -40,10 +39,9 @@ Forms = dict[str, Form]
 
 def projections_dense(subject: Subject, sparsity: float) -> Forms:
     """The projections dense, the others sparser, so that as many MACs go."""
-    total = sum(macs(layer, 0.0) for layer in subject.walk.layers)
     others = [layer for layer in subject.walk.layers if not layer.name.endswith(PROJECTION)]
-    raised = sparsity * total / sum(macs(layer, 0.0) for layer in others)
-    return {layer.name: Form(pattern=COARSE, sparsity=raised) for layer in others}
+    form = Form(pattern=COARSE, sparsity=subject.raised(sparsity, others))
+    return {layer.name: form for layer in others}
 
 
 def projections_fine(subject: Subject, sparsity: float) -> Forms:

@@ -3,7 +3,8 @@
 NVIDIA Model Optimizer (Apache-2.0) in 2:4: `sparse_magnitude`, and `sparsegpt`, which takes only
 the mask from SparseGPT and leaves the weights that stay as they are (0.47: create_sgpt_mask works
 on a clone). Torch-Pruning (MIT; DepGraph, arXiv 2301.12900) removes head channels and hidden
-neurons by group Taylor importance, the same share in each layer; width and depth stay.
+neurons by group Taylor importance, the same share in each layer; width and depth stay, and so a
+Swin's patch merging, for which its other layers give more.
 """
 
 import copy
@@ -16,6 +17,8 @@ from benchmarks.pruning_subject import Subject, batches
 from lpvit_edge.deps import require
 
 _BATCH = 32
+_NARROWED = ("attn.qkv", "mlp.fc1")  # outputs that Torch-Pruning takes out, and what they feed:
+_FED = ("attn.proj", "mlp.fc2")
 
 
 def modelopt_magnitude(subject: Subject, _: float) -> nn.Module:
@@ -48,21 +51,24 @@ def _modelopt(subject: Subject, mode: str, config: dict[str, Any]) -> nn.Module:
 
 
 def torch_pruning(subject: Subject, sparsity: float) -> nn.Module:
-    """A narrower copy: attention and MLP keep (1 - sparsity) of their channels."""
+    """A narrower copy: attentions and MLPs lose the same share of their channels.
+
+    `sparsity` is of the MACs of all prunable layers; channels are whole, so that up to one more of
+    each head goes.
+    """
     tp = require("torch_pruning")
     model = copy.deepcopy(subject.module)
     attentions: list[Any] = [module for module in model.modules() if hasattr(module, "qkv")]
     for attention in attentions:
         attention.fused_attn = False  # keeps the trained scale 1 / sqrt(head_dim) when pruned
     _accumulate_gradients(model, subject)
-    narrowed = {
-        module for name, module in model.named_modules() if name.endswith(("attn.qkv", "mlp.fc1"))
-    }
+    narrowed = {m for name, m in model.named_modules() if name.endswith(_NARROWED)}
+    thinner = [layer for layer in subject.walk.layers if layer.name.endswith(_NARROWED + _FED)]
     pruner = tp.pruner.BasePruner(
         model,
         subject.images[:1],
         importance=tp.importance.GroupTaylorImportance(),
-        pruning_ratio=sparsity,
+        pruning_ratio=subject.raised(sparsity, thinner),
         ignored_layers=[*_kept(model, narrowed)],
         num_heads={attention.qkv: attention.num_heads for attention in attentions},
     )

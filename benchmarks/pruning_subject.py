@@ -1,6 +1,6 @@
 """What the pruning benchmark prunes: a trained model, its calibration and its held-out images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lpvit_edge.errors import DataError
 from lpvit_edge.images import ImageFolder, content_sha256, overlap, read_all, scan_folder, take
+from lpvit_edge.layer_options import macs
 from lpvit_edge.layers import Walk, walk
 from lpvit_edge.models import LoadedModel, load_model
 from lpvit_edge.pattern import Pattern, parse_pattern
@@ -68,6 +69,11 @@ class Subject:
         """The layers that the pattern divides; the others stay dense."""
         layers = self.walk.layers
         return tuple(x for x in layers if pattern.fits(x.out_features, x.in_features))
+
+    def raised(self, sparsity: float, layers: Iterable[LayerShape]) -> float:
+        """What must go of these layers, so that this share of the MACs of all layers goes."""
+        part = sum(macs(layer, 0.0) for layer in layers)
+        return sparsity * sum(macs(layer, 0.0) for layer in self.walk.layers) / part
 
     def right(self, model: nn.Module) -> Tensor:
         """Which held-out images a model has right: (n,) bool."""
