@@ -12,7 +12,11 @@ from lpvit_edge.distributed import refuse_idle, share
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk
 from lpvit_edge.permute import reorder_stage
-from lpvit_edge.prune_refusals import refuse_misfits, refuse_poor_calibration
+from lpvit_edge.prune_refusals import (
+    refuse_broken_weights,
+    refuse_misfits,
+    refuse_poor_calibration,
+)
 from lpvit_edge.records import PrunedLayer
 from lpvit_edge.repair import about_layer, relative_error
 from lpvit_edge.solve import Form, Scores, Settings, block_sums, solve_layer
@@ -49,6 +53,7 @@ def prune(
     given model stays as it is. Raises PruningError, naming the layer and the remedy.
     """
     settings = settings or Settings()
+    refuse_broken_weights(model)
     refuse_poor_calibration(walk.layers, images)
     refuse_misfits(walk.layers, forms)
     if settings.permute and row_weights:

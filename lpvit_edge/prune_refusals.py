@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpvit_edge.errors import PruningError
 from lpvit_edge.pattern import COMMON, TWO_FOUR_SPARSITY, Pattern, parse_pattern
@@ -21,6 +21,27 @@ def refuse_poor_calibration(layers: tuple[LayerShape, ...], images: Tensor) -> N
             "line, of every class"
         )
     refuse_few_images(layers, len(images))
+
+
+def refuse_broken_weights(model: nn.Module) -> None:
+    """Raise PruningError naming the first parameter that holds NaN or Inf.
+
+    To be called before images run: what lies behind such a parameter is NaN, too.
+    """
+    broken = [
+        (name, value)
+        for name, value in model.named_parameters()
+        if not bool(torch.isfinite(value).all())
+    ]
+    if not broken:
+        return
+    name, value = broken[0]
+    count = int((~torch.isfinite(value)).sum())
+    among = f" (it is the first of {len(broken)} such parameters)" if len(broken) > 1 else ""
+    raise PruningError(
+        f"{name}: {count} of its {value.numel()} values {'is' if count == 1 else 'are'} NaN or "
+        f"Inf{among}; take a checkpoint whose weights are finite"
+    )
 
 
 def refuse_few_images(layers: tuple[LayerShape, ...], count: int) -> None:

@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from lpvit_edge.distributed import add_up, from_main
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, hooks
+from lpvit_edge.prune_refusals import refuse_broken_weights
 from lpvit_edge.solve import Form
 
 _TOLERANCE = 1e-4  # of the largest answer: what float32 sums in another order may differ
@@ -45,8 +46,9 @@ def rotated(
     """A copy of the model with the same answers, its stream in another basis.
 
     batches: calibration images (n, 3, S, S) of this process. Raises PruningError when the model is
-    not built like timm's Vision Transformers, or answers differently afterwards.
+    not built like timm's Vision Transformers, holds NaN or Inf, or answers differently afterwards.
     """
+    refuse_broken_weights(model)
     stream = find_stream(model, walk)
     Q = rotation(_written(model, stream, batches), group=_group(forms, stream.width))
     turned = copy.deepcopy(model).cpu().double()

@@ -45,6 +45,7 @@ from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern
 from lpvit_edge.progress import track
+from lpvit_edge.prune_refusals import refuse_broken_weights
 from lpvit_edge.records import LayerShape, SensitivityCurve
 from lpvit_edge.repair import (
     DAMPING,
@@ -83,8 +84,10 @@ def gather_moments(
     """Run every image forward and backward once.
 
     images (n, 3, S, S); targets (n,) classes, or None: then the model's own answers are taken.
-    Raises PruningError naming the layer at which NaN or Inf appears.
+    Raises PruningError naming the parameter that holds NaN or Inf, or else the layer at which they
+    appear.
     """
+    refuse_broken_weights(model)
     layers = {layer.name: model.get_submodule(layer.name) for layer in walk.layers}
     moments = {name: _empty(layer, patterns) for name, layer in layers.items()}
     starts = share(range(0, len(images), batch))

@@ -144,35 +144,6 @@ def test_a_run_with_a_useless_pattern_ends_before_anything_is_measured(
         prepare_without_images(loaded, tmp_path, engine="openvino", threads=1, patterns=patterns)
 
 
-def test_nan_in_the_gradients_names_the_layer_it_comes_from(
-    subject: tuple[nn.Module, Walk, torch.Tensor],
-) -> None:
-    model, walked, images = subject
-    broken = copy.deepcopy(model)
-    with torch.no_grad():
-        broken.get_parameter("blocks.1.norm2.weight")[0] = torch.inf
-    with pytest.raises(PruningError, match=r"blocks.1.mlp.fc1: its inputs hold NaN or Inf"):
-        gather_moments(broken, walked, images[:8], None, patterns=())
-    with torch.no_grad():
-        broken = copy.deepcopy(model)
-        broken.get_parameter("head.weight")[0] = torch.nan
-    with pytest.raises(PruningError, match=r"blocks.1.mlp.fc2: the loss gradient at its output"):
-        gather_moments(broken, walked, images[:8], None, patterns=())
-
-
-def test_nan_in_the_activations_names_the_layer(
-    subject: tuple[nn.Module, Walk, torch.Tensor],
-) -> None:
-    model, walked, images = subject
-    broken = copy.deepcopy(model)
-    with torch.no_grad():
-        broken.get_parameter("blocks.1.norm1.weight")[0] = torch.nan
-    form = Form(pattern=parse_pattern("64x1"), sparsity=0.5)
-    forms = {shape.name: form for shape in walked.layers}
-    with pytest.raises(PruningError, match=r"blocks.1.attn.qkv: its inputs hold NaN"):
-        list(prune(broken, walked, forms, images))
-
-
 def test_a_hessian_that_has_no_cholesky_factor_names_the_layer_and_the_remedy(
     subject: tuple[nn.Module, Walk, torch.Tensor],
 ) -> None:

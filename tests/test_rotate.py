@@ -134,8 +134,12 @@ def test_an_attention_that_writes_nothing_has_no_say_in_the_rotation() -> None:
 def test_an_attention_that_writes_nan_is_named() -> None:
     model, walked = vit()
     with torch.no_grad():
-        model.get_parameter("blocks.1.attn.proj.bias")[0] = torch.nan
+        model.get_parameter("blocks.1.attn.proj.bias")[0] = torch.finfo(torch.float32).max
     with pytest.raises(PruningError, match=r"^blocks.1.attn.proj: .* NaN or infinity; check"):
+        rotated(model, walked, [pictures(2)], {})
+    with torch.no_grad():
+        model.get_parameter("blocks.0.norm1.weight")[0] = torch.nan
+    with pytest.raises(PruningError, match=r"^blocks.0.norm1.weight: 1 of its 64 values is NaN"):
         rotated(model, walked, [pictures(2)], {})
 
 
