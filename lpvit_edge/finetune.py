@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lpvit_edge import distributed, files, steps
+from lpvit_edge import distributed, files, steps, weights
 from lpvit_edge.errors import DataError, MismatchError
 from lpvit_edge.images import ImageFolder, content_sha256, overlap, read_image
 from lpvit_edge.job import Job
@@ -58,8 +58,7 @@ def finetune(
     pruned = _pruned_log(job, may_be_tuned=resume and state.exists())
     _refuse_left_over(state, expected=resume or overwrite)
     readable, skipped = _readable(images, job)
-    student = copy.deepcopy(job.model.module)
-    student.load_state_dict(steps.pruned_weights(job))
+    student = weights.filled(job.model.module, steps.pruned_weights(job))
     masks = masks_of(student, tuple(steps.forms(allocation)))
     before = _accuracy(job, student, "finetune: accuracy before")
     recipe = Recipe(
@@ -74,7 +73,7 @@ def finetune(
         training.resume(state)
     trained = _trained(training, state)
     after = _accuracy(job, trained, "finetune: accuracy after")
-    steps.save_weights(trained, job.path("model.safetensors"))
+    weights.save(trained, job.path("model.safetensors"))
     record = FinetuneLog(
         model=job.model.identity,
         recipe=recipe,

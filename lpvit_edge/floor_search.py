@@ -4,7 +4,6 @@ Each step lives in a folder of its own until the best one is taken over; floor.j
 tried, so that an interrupted search goes on where it stopped.
 """
 
-import copy
 import shutil
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lpvit_edge import files, prune_step, steps
+from lpvit_edge import files, prune_step, steps, weights
 from lpvit_edge.allocate_timed import allocate_timed, allocated
 from lpvit_edge.errors import BudgetNotMetError
 from lpvit_edge.floor import (
@@ -173,9 +172,7 @@ class _Search:
         log = step_job.path("prune.json")
         if not (log.exists() and files.load(PruneLog, log).allocation_sha256 == chosen):
             prune_step.prune(step_job, allocation)
-        model = copy.deepcopy(self.job.model.module)
-        model.load_state_dict(steps.pruned_weights(step_job))
-        return model
+        return weights.filled(self.job.model.module, steps.pruned_weights(step_job))
 
     def take_over(self, strength: float) -> Allocation:
         """Move the best step's files to the run folder and remove the others."""

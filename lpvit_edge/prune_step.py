@@ -1,11 +1,10 @@
 """From an allocation to pruned weights: model.safetensors, prune.json, matching.json if asked."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpvit_edge import files, steps
+from lpvit_edge import files, steps, weights
 from lpvit_edge.images import content_sha256
 from lpvit_edge.job import Job
 from lpvit_edge.matching import Matching, MatchLog
@@ -70,9 +69,9 @@ def prune(
     )
     model, log = _each(partial.keeping(layers, finished, digest=digest), job, dense)
     job.path("matching.json").unlink(missing_ok=True)
-    weights = job.path("model.safetensors")
+    path = job.path("model.safetensors")
     if matching is None:
-        steps.save_weights(model, weights)
+        weights.save(model, path)
     else:
         _match(job, dense, model, images, matching)
     record = PruneLog(
@@ -83,7 +82,7 @@ def prune(
         skipped=skipped,
         method=_method(settings, weighed=weigh_outputs, rotated=rotate, matched=bool(matching)),
         layers=log,
-        model_sha256=files.sha256_of(weights),
+        model_sha256=files.sha256_of(path),
     )
     files.save(record, job.path("prune.json"))
     partial.clear(finished)
@@ -130,9 +129,7 @@ def _rotated(
 
     known = partial.kept_basis(folder, digest=digest)
     if known is not None:
-        model = copy.deepcopy(job.model.module)
-        model.load_state_dict(known)
-        return model
+        return weights.filled(job.model.module, known)
     starts = range(0, len(images), settings.batch)
     batches = [images[start : start + settings.batch] for start in starts]
     refuse_idle(len(batches))
@@ -161,8 +158,8 @@ def _match(
     from lpvit_edge.match_outputs import match_outputs
 
     found = match_outputs(dense, pruned, job.walk, images, settings=matching)
-    weights = job.path("model.safetensors")
-    steps.save_weights(found.model, weights)
+    path = job.path("model.safetensors")
+    weights.save(found.model, path)
     record = MatchLog(
         model=job.model.identity,
         steps=matching.steps,
@@ -173,6 +170,6 @@ def _match(
         loss_before=found.loss_before,
         loss_after=found.loss_after,
         seconds=found.seconds,
-        model_sha256=files.sha256_of(weights),
+        model_sha256=files.sha256_of(path),
     )
     files.save(record, job.path("matching.json"))

@@ -10,13 +10,11 @@
 Each function loads what it needs, calls the library, and saves what the next one reads.
 """
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpvit_edge import files
-from lpvit_edge.deps import require
+from lpvit_edge import files, weights
 from lpvit_edge.errors import MismatchError
 from lpvit_edge.images import content_sha256, read_all
 from lpvit_edge.job import Job
@@ -98,13 +96,6 @@ def sensitivity(job: Job) -> Sensitivity:
     return record
 
 
-def save_weights(model: "nn.Module", path: Path) -> None:
-    """Write all tensors of a model, whole or not at all."""
-    save_file = require("safetensors.torch").save_file
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    files.replace_atomic(path, lambda temporary: save_file(state, temporary))
-
-
 def forms(allocation: Allocation) -> "dict[str, Form]":
     """The form of each layer that is not left dense."""
     from lpvit_edge.prune import Form
@@ -140,8 +131,7 @@ def export(
     from lpvit_engines import resolve_precision
 
     weights_sha256 = _weights_of(job)
-    pruned = copy.deepcopy(job.model.module)
-    pruned.load_state_dict(pruned_weights(job))
+    pruned = weights.filled(job.model.module, pruned_weights(job))
     patterns = {name: form.pattern for name, form in forms(allocation).items()}
     path = job.path("model.onnx")
     with working("export: model.onnx"):
@@ -203,9 +193,7 @@ def _weights_of(job: Job) -> str:
 
 def pruned_weights(job: Job) -> "dict[str, torch.Tensor]":
     """The tensors of model.safetensors."""
-    path = job.path("model.safetensors")
-    weights: dict[str, torch.Tensor] = require("safetensors.torch").load_file(path)
-    return weights
+    return weights.load(job.path("model.safetensors"))
 
 
 def build(job: Job, *, precision: str = "default", python_free: bool = False) -> Manifest:

@@ -12,7 +12,7 @@ pytest.importorskip("timm")
 
 import torch
 
-from lpvit_edge import distill, files, finetune, prune_step, steps
+from lpvit_edge import distill, files, finetune, prune_step, steps, weights
 from lpvit_edge.distill import NO_LABEL, loss_parts
 from lpvit_edge.errors import DataError, MismatchError, PruningError
 from lpvit_edge.finetune import Plan
@@ -215,6 +215,6 @@ def test_the_export_takes_fine_tuned_weights_and_no_others(
     tuned(job, plan=msgspec.structs.replace(PLAN, epochs=1))
     with pytest.raises(ReachedError):
         steps.export(job, allocation_for(job))
-    steps.save_weights(job.model.module, job.path("model.safetensors"))
+    weights.save(job.model.module, job.path("model.safetensors"))
     with pytest.raises(MismatchError, match=r"neither what prune\.json nor what finetune\.json"):
         steps.export(job, allocation_for(job))
