@@ -24,7 +24,7 @@ from benchmarks.pruning import FACTORY_LINE, ROOT, command, removed_share
 from benchmarks.pruning_allocation import uniform_forms
 from benchmarks.pruning_methods import repaired
 from benchmarks.pruning_rows import paired_drop
-from benchmarks.pruning_subject import Source, Subject, batches
+from benchmarks.pruning_subject import Source, Subject
 from lpvit_edge.files import write_atomic
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form, prune
@@ -60,7 +60,7 @@ def outputs_weighed(subject: Subject, sparsity: float) -> nn.Module:
 def stream_rotated(subject: Subject, sparsity: float) -> nn.Module:
     """Uniform, in a basis of the residual stream that suits the blocks."""
     forms = uniform_forms(subject, COARSE, sparsity)
-    dense = rotated(subject.module, subject.walk, batches(subject.images, 32), forms)
+    dense = rotated(subject.module, subject.walk, subject.images)
     *_, (_, model) = prune(dense, subject.walk, forms, subject.images)
     return model
 

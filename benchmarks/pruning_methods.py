@@ -80,10 +80,20 @@ def _sparsegpt(subject: Subject, pattern: Pattern, sparsity: float) -> Outcome:
 
 
 def _uniform(subject: Subject, pattern: Pattern, sparsity: float) -> Outcome:
+    """As `lpvit sensitivity` does by default: rotated for blocks, as it is for 2:4."""
+    basis = subject if pattern.kind == "2:4" else subject.rotated
+    return _uniform_as_it_is(basis, pattern, sparsity)
+
+
+def _uniform_as_it_is(subject: Subject, pattern: Pattern, sparsity: float) -> Outcome:
     return Outcome(model=repaired(subject, uniform_forms(subject, pattern, sparsity)))
 
 
 def _allocated(subject: Subject, pattern: Pattern, sparsity: float) -> Outcome:
+    return _allocated_as_it_is(subject.rotated, pattern, sparsity)
+
+
+def _allocated_as_it_is(subject: Subject, pattern: Pattern, sparsity: float) -> Outcome:
     forms, distortion = allocated_forms(
         subject, pattern, sparsity, criterion="hessian", allocator="milp"
     )
@@ -127,6 +137,12 @@ METHODS: dict[str, Method] = {
         prunes=_peer(peers.torch_pruning),
         patterns=(STRUCTURED,),
         needs="torch-pruning",
+    ),
+    "uniform_as_it_is": Method(
+        label="lpvit-edge, uniform, not rotated", prunes=_uniform_as_it_is, patterns=BLOCKS
+    ),
+    "allocated_as_it_is": Method(
+        label="lpvit-edge, allocated, not rotated", prunes=_allocated_as_it_is, patterns=BLOCKS
     ),
     "uniform": Method(label="lpvit-edge, uniform", prunes=_uniform, patterns=EVERY),
     "allocated": Method(label="lpvit-edge, allocated", prunes=_allocated, patterns=BLOCKS),

@@ -14,6 +14,7 @@ from lpvit_edge.layers import Walk, walk
 from lpvit_edge.models import LoadedModel, load_model
 from lpvit_edge.pattern import Pattern, parse_pattern
 from lpvit_edge.records import LayerShape, ModelIdentity, SensitivityCurve
+from lpvit_edge.rotate import rotated
 from lpvit_edge.sensitivity import Moments, gather_moments, layer_curves
 
 _BATCH = 50  # images per forward pass: larger ones leave the cache, and take half as long again
@@ -57,6 +58,18 @@ class Subject:
             for curve in layer_curves(
                 layer, self.linear(layer.name), self.moments[layer.name], images=len(self.images)
             )
+        )
+
+    @cached_property
+    def rotated(self) -> "Subject":
+        """The same model in the basis in which lpvit-edge prunes it in blocks."""
+        return Subject(
+            self.name,
+            rotated(self.module, self.walk, self.images),
+            self.walk,
+            (self.images, self.targets),
+            (self.heldout, self.classes),
+            [str(pattern) for pattern in self.patterns if pattern.kind == "block"],
         )
 
     def linear(self, name: str, *, of: nn.Module | None = None) -> nn.Linear:

@@ -63,6 +63,7 @@ def allocate(
         predicted_weight_bytes=total(profile, "weight_bytes", chosen),
         distortion=distortion(options, picks),
         bound=binding(allocator, options, built, picks),
+        basis_sha256=sensitivity.basis_sha256,
     )
 
 

@@ -75,6 +75,7 @@ def optimize(
     patterns: options.Patterns = options.BY_ENGINE,
     allocator: options.Allocator = "milp",
     criterion: options.Criterion = "hessian",
+    rotate: options.Rotate = None,
     curve: Annotated[bool, typer.Option(help="Also show accuracy over several budgets.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     overwrite: Annotated[
@@ -107,6 +108,7 @@ def optimize(
         max_drop=max_drop,
         allocator=options.one_of(allocator, ("milp", "slope", "uniform"), "--allocator"),
         criterion=options.one_of(criterion, ("hessian", "taylor"), "--criterion"),
+        rotate=rotate,
         curve=curve,
     ).or_default()
     run_folder.start(job, goal, resume=resume, overwrite=overwrite)
@@ -139,6 +141,7 @@ def sensitivity(
     images: options.Images = options.IMAGES,
     engine: options.Engine = "openvino",
     patterns: options.Patterns = options.BY_ENGINE,
+    rotate: options.Rotate = None,
     json: options.Json = False,
 ) -> None:
     """Measure how much the output suffers from pruning each layer: sensitivity.json.
@@ -148,7 +151,7 @@ def sensitivity(
     from lpvit_edge import steps
 
     job = options.job(model, out, weights, calibration, heldout, images, engine, 0, patterns)
-    record = steps.sensitivity(job)
+    record = steps.sensitivity(job, rotate=rotate)
     if json:
         options.print_json(record, schema="lpvit.sensitivity/1")
         return

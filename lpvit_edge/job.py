@@ -26,6 +26,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = "openvino"
     threads: int = 1
     patterns: tuple[str, ...] = ("64x1", "64x16", "32x32")
+    basis_sha256: str | None = None  # of the file that `model` was rotated by, see lpvit_edge.basis
 
     def path(self, name: str) -> Path:
         """A file of the run folder."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
-from lpvit_edge import files, prune_step, result, steps
+from lpvit_edge import basis, files, prune_step, result, steps
 from lpvit_edge.allocate_timed import allocate_timed, allocated
 from lpvit_edge.budget import limits
 from lpvit_edge.device_profile import profile_device
@@ -64,7 +64,13 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         ),
     )
     refuse_other_device(profile)
-    curves = _once(job, "sensitivity.json", Sensitivity, lambda: steps.sensitivity(job))
+    curves = _once(
+        job,
+        "sensitivity.json",
+        Sensitivity,
+        lambda: steps.sensitivity(job, rotate=goal.rotate),
+    )
+    job = basis.of(job, curves.basis_sha256)
     budget = limits(goal.targets(), dense_totals(profile))
     allocation = _once(
         job,

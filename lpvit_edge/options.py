@@ -76,6 +76,15 @@ Allocator: TypeAlias = Annotated[str, typer.Option(help="milp (exact), slope (LP
 Criterion: TypeAlias = Annotated[
     str, typer.Option(help="hessian (after repair) or taylor (LPViT, mask only).")
 ]
+Rotate: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--rotate/--no-rotate",
+        help="Rotate the residual streams first, so that blocks cost less; by default where the "
+        "model allows it and 2:4 is no pattern.",
+        show_default=False,
+    ),
+]
 Window: TypeAlias = Annotated[
     str, typer.Option(help="Length of each loop: quick (3 s), default (10 s) or reference (60 s).")
 ]

@@ -19,7 +19,6 @@ from lpvit_edge.prune import DoneLayer, Settings
 from lpvit_edge.records import ModelIdentity, PrunedLayer
 
 FORMAT = "1"
-BASIS = "rotated.model"  # not a layer
 
 
 def made_from(
@@ -29,10 +28,9 @@ def made_from(
     images_sha256: str,
     settings: Settings,
     weighed: bool,
-    rotated: bool,
 ) -> str:
     """Digest of everything that decides what pruning makes of a layer."""
-    parts = (FORMAT, model, allocation_sha256, images_sha256, settings, weighed, rotated)
+    parts = (FORMAT, model, allocation_sha256, images_sha256, settings, weighed)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -50,22 +48,6 @@ def keep(folder: Path, entry: PrunedLayer, model: nn.Module, *, digest: str) -> 
     )
 
 
-def keep_basis(folder: Path, model: nn.Module, *, digest: str) -> None:
-    """Write the rotated dense model: the layers beside it are in its basis, and no other."""
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file = require("safetensors.torch").save_file
-    files.replace_atomic(
-        folder / BASIS,
-        lambda temporary: save_file(tensors, temporary, metadata={"made_from": digest}),
-    )
-
-
-def kept_basis(folder: Path, *, digest: str) -> dict[str, Tensor] | None:
-    """The tensors of the rotated dense model that was made from the same, where there is one."""
-    path = folder / BASIS
-    return _tensors(path, digest)[0] if path.exists() else None
-
-
 def kept(folder: Path, *, digest: str) -> dict[str, DoneLayer]:
     """The layers of a folder that were made from the same; none where there is no folder."""
     found = (_read(path, digest) for path in sorted(folder.glob("*.safetensors")))
@@ -73,33 +55,19 @@ def kept(folder: Path, *, digest: str) -> dict[str, DoneLayer]:
 
 
 def _read(path: Path, digest: str) -> DoneLayer | None:
-    tensors, metadata = _tensors(path, digest)
-    if tensors is None:
-        return None
-    try:
-        entry = msgspec.json.decode(metadata["entry"], type=PrunedLayer)
-        return DoneLayer(entry=entry, weight=tensors["weight"], bias=tensors.get("bias"))
-    except (msgspec.DecodeError, KeyError) as error:
-        raise _damaged(path, error) from error
-
-
-def _tensors(path: Path, digest: str) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-    """Tensors and metadata of a file; no tensors where it was made from something else."""
     safetensors = require("safetensors")
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             if metadata.get("made_from") != digest:
-                return None, metadata
-            return {name: stream.get_tensor(name) for name in stream.keys()}, metadata  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> FileFormatError:
-    return FileFormatError(
-        f"{path}: not a pruned layer ({error}); delete the folder {path.parent} and prune again"
-    )
+                return None
+            entry = msgspec.json.decode(metadata["entry"], type=PrunedLayer)
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        return DoneLayer(entry=entry, weight=tensors["weight"], bias=tensors.get("bias"))
+    except (msgspec.DecodeError, KeyError, safetensors.SafetensorError) as error:
+        raise FileFormatError(
+            f"{path}: not a pruned layer ({error}); delete the folder {path.parent} and prune again"
+        ) from error
 
 
 def clear(folder: Path) -> None:

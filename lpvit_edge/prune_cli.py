@@ -39,12 +39,6 @@ def prune(
             "--weigh-outputs", help="Choose blocks by what the loss feels of a layer's outputs."
         ),
     ] = False,
-    rotate: Annotated[
-        bool,
-        typer.Option(
-            "--rotate", help="First rotate the residual stream: for coarse blocks, in timm's ViTs."
-        ),
-    ] = False,
     match_outputs: Annotated[
         bool,
         typer.Option(
@@ -75,7 +69,6 @@ def prune(
         allocation,
         settings=Settings(permute=reorder),
         weigh_outputs=weigh_outputs,
-        rotate=rotate,
         matching=Matching() if match_outputs else None,
     )
     if json:

@@ -156,6 +156,7 @@ class Sensitivity(Record, frozen=True, kw_only=True):
     images: int
     images_sha256: str
     curves: tuple[SensitivityCurve, ...]
+    basis_sha256: str | None = None  # of rotated.safetensors; None: of the model as it is
 
 
 class Choice(Part, frozen=True, kw_only=True):
@@ -192,6 +193,7 @@ class Allocation(Record, frozen=True, kw_only=True):
     macs: float | None = None  # of the prunable layers, per image
     dense_macs: float | None = None
     predicted_weight_bytes: float | None = None
+    basis_sha256: str | None = None  # of the rotated model that the curves are of, if they are
 
     @classmethod
     def upgrade(cls, fields: dict[str, Any], number: int) -> dict[str, Any]:

@@ -1,129 +1,92 @@
-"""Rotate the residual stream, so that whole blocks of the weights beside it carry next to nothing.
+"""Rotate the residual streams, so that whole blocks of the weights beside them carry little.
 
-The stream of a Vision Transformer is written by the embedding and by the last layer of each
-residual branch, and read through LayerNorms. A LayerNorm whose gain lies in the layers that read it
-commutes with every orthogonal Q that keeps the vector of ones, for such a Q keeps the mean and the
-variance over the channels. So each writer may be multiplied by Q and each reader by Q^T: another
-basis of the stream, the same function, the same graph. SliceGPT (Ashkboos et al. 2024, arXiv
-2401.15024) rotates networks with RMSNorm; keeping the ones, and with them LayerNorm, is our own.
+A residual stream is written by the embedding and by the last layer of each branch, and read through
+LayerNorms. A LayerNorm whose gain lies in the layers that read it commutes with every orthogonal Q
+that keeps the vector of ones, for such a Q keeps the mean and the variance over the channels. So
+each writer may be multiplied by Q and each reader by Q^T: another basis of the stream, the same
+function, the same graph. SliceGPT (Ashkboos et al. 2024, arXiv 2401.15024) rotates networks with
+RMSNorm; keeping the ones, and with them LayerNorm, is our own.
 
-Q brings the principal directions of what the attention writes, the strongest first, into groups of
-neighbouring channels as long as a side of the blocks. What attention writes has a far lower rank
-than the stream is wide, so most block rows of its output projection are then nearly zero.
+Q brings the principal directions of what the layers read, the strongest first, into groups of
+neighbouring channels. The stream has a far lower rank than it is wide, so most inputs of its
+readers and most outputs of its writers are then nearly zero, in neighbouring rows and columns.
 """
 
 import copy
-from collections.abc import Mapping
+import math
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lpvit_edge.distributed import add_up, from_main
+from lpvit_edge.distributed import add_up, from_main, refuse_idle, share
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.prune_refusals import refuse_broken_weights
-from lpvit_edge.solve import Form
+from lpvit_edge.streams import Stream, find_streams
 
+_GROUP = 16
+_BATCH = 32  # images of one forward pass
 _TOLERANCE = 1e-4  # of the largest answer: what float32 sums in another order may differ
-_BRANCHES = (("norm1", "attn.qkv", "attn.proj", "ls1"), ("norm2", "mlp.fc1", "mlp.fc2", "ls2"))
 
 
-class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """What writes and what reads the residual stream, by names as timm gives them."""
+def rotated(model: nn.Module, walk: Walk, images: Tensor) -> nn.Module:
+    """A copy of the model with the same answers, its streams in bases that suit blocks.
 
-    width: int
-    tokens: tuple[str, ...]  # parameters of the model itself: class token, positions
-    embedding: str
-    writers: tuple[tuple[str, str], ...]  # linear layer, and the LayerScale behind it
-    readers: tuple[tuple[str, tuple[str, ...]], ...]  # LayerNorm, and the linear layers behind it
-
-
-def rotated(
-    model: nn.Module, walk: Walk, batches: list[Tensor], forms: Mapping[str, Form]
-) -> nn.Module:
-    """A copy of the model with the same answers, its stream in another basis.
-
-    batches: calibration images (n, 3, S, S) of this process. Raises PruningError when the model is
-    not built like timm's Vision Transformers, holds NaN or Inf, or answers differently afterwards.
+    images (n, 3, S, S), normalized, for calibration. Raises PruningError when the model is not
+    built like timm's Vision Transformers and Swins, holds NaN or Inf, or answers differently
+    afterwards.
     """
     refuse_broken_weights(model)
-    stream = find_stream(model, walk)
-    Q = rotation(_written(model, stream, batches), group=_group(forms, stream.width))
+    streams = find_streams(model, walk)
+    moments = _read(model, streams, images)
     turned = copy.deepcopy(model).cpu().double()
-    with torch.no_grad():
-        _apply(turned, stream, from_main(Q))
-    turned = turned.to(batches[0].device, torch.float32).eval()
-    _refuse_changed(model, turned, batches[0][:4])
+    for stream in streams:
+        C = torch.stack([moments[norm] for norm, _ in stream.readers]).sum(0)
+        Q = from_main(rotation(C, group=_group(stream.width)))
+        with torch.no_grad():
+            _apply(turned, stream, Q)
+    turned = turned.to(images.device, torch.float32).eval()
+    _refuse_changed(model, turned, images[:4])
     return turned
 
 
-def find_stream(model: nn.Module, walk: Walk) -> Stream:
-    """The writers and readers of a model's residual stream. Raises PruningError."""
-    try:
-        blocks = [f"blocks.{name}" for name, _ in model.get_submodule("blocks").named_children()]
-        width = model.get_submodule(f"{blocks[0]}.norm1").get_parameter("weight").numel()
-        last = "norm" if isinstance(model.get_submodule("norm"), nn.LayerNorm) else "fc_norm"
-        branches = [(block, *branch) for block in blocks for branch in _BRANCHES]
-        for block, *names, scale in branches:
-            for name in names:
-                model.get_submodule(f"{block}.{name}").get_parameter("bias")
-            model.get_submodule(f"{block}.{scale}")
-        model.get_submodule(last).get_parameter("bias")
-        model.get_submodule("patch_embed.proj")
-    except (AttributeError, IndexError) as error:
-        raise PruningError(
-            f"{type(model).__name__} is not built like timm's Vision Transformers, a LayerNorm "
-            f"before each branch and biases everywhere ({error}); leave out --rotate"
-        ) from error
-    own = model.named_parameters(recurse=False)
-    return Stream(
-        width=width,
-        tokens=tuple(name for name, value in own if value.shape[-1] == width),
-        embedding="patch_embed.proj",
-        writers=tuple((f"{b}.{writer}", f"{b}.{scale}") for b, _, _, writer, scale in branches),
-        readers=(
-            *((f"{b}.{norm}", (f"{b}.{reader}",)) for b, norm, reader, _, _ in branches),
-            (last, tuple(walk.heads)),
-        ),
-    )
+def _group(width: int) -> int:
+    """Channels of a group: a block spans a multiple or a fraction of them."""
+    common = math.gcd(_GROUP, width)
+    return common if common > 1 else width
 
 
-def _group(forms: Mapping[str, Form], width: int) -> int:
-    """The shortest side, longer than one, of the blocks that are asked for."""
-    patterns = [form.pattern for form in forms.values() if form.pattern.kind == "block"]
-    sides = {side for pattern in patterns for side in (pattern.rows, pattern.cols)}
-    return min((side for side in sides if side > 1 and width % side == 0), default=width)
+def _read(model: nn.Module, streams: tuple[Stream, ...], images: Tensor) -> dict[str, Tensor]:
+    """What the readers read: for each LayerNorm its output's second moments (D, D), of trace one.
 
-
-def _written(model: nn.Module, stream: Stream, batches: list[Tensor]) -> Tensor:
-    """What the attention writes: the second moments (D, D) of its layers, each of trace one.
-
-    Raises PruningError, naming the layer, where a moment is not finite.
+    Patches that were merged count each by itself. Raises PruningError, naming the LayerNorm, where
+    a moment is not finite.
     """
-    names = [name for name, _ in stream.writers if name.endswith("attn.proj")]
-    moments = {name: torch.zeros(stream.width, stream.width).double() for name in names}
+    widths = {norm: stream.width for stream in streams for norm, _ in stream.readers}
+    moments = {name: torch.zeros(D, D).double() for name, D in widths.items()}
+    starts = range(0, len(images), _BATCH)
+    refuse_idle(len(starts))
 
-    def keep(name: str) -> RemovableHandle:
+    def keep(name: str, D: int) -> RemovableHandle:
         def hook(_: nn.Module, __: tuple[Tensor, ...], y: Tensor) -> None:
-            flat = y.reshape(-1, stream.width)
+            flat = y.reshape(-1, D)
             moments[name] += (flat.T @ flat).cpu()
 
         return model.get_submodule(name).register_forward_hook(hook)
 
-    with hooks(keep(name) for name in names), torch.no_grad():
-        for batch in batches:
-            model(batch)
+    with hooks(keep(name, D) for name, D in widths.items()), torch.no_grad():
+        for start in share(starts):
+            model(images[start : start + _BATCH])
     add_up(*moments.values())
     for name, C in moments.items():
         if not bool(C.isfinite().all()):
             raise PruningError(
-                f"{name}: what it writes on the calibration images holds NaN or infinity; check "
-                "the images and the weights"
+                f"{name}: what it gives on the calibration images holds NaN or infinity; check the "
+                "images and the weights"
             )
-        C /= C.trace().clamp_min(torch.finfo(C.dtype).tiny)  # one that writes nothing counts none
-    return torch.stack([*moments.values()]).sum(0)
+        C /= C.trace().clamp_min(torch.finfo(C.dtype).tiny)  # one that gives nothing counts none
+    return moments
 
 
 def rotation(C: Tensor, *, group: int) -> Tensor:
@@ -136,6 +99,7 @@ def rotation(C: Tensor, *, group: int) -> Tensor:
     ones = torch.full((D,), D**-0.5, dtype=C.dtype)
     H = _contrasts(D).T
     V = H @ torch.linalg.eigh(H.T @ C @ H).eigenvectors.flip(1)
+    V = V * V.gather(0, V.abs().argmax(0, keepdim=True)).sign()  # or rounding chooses the signs
     inside = torch.kron(torch.eye(D // group, dtype=C.dtype), _contrasts(group))
     between = torch.kron(_contrasts(D // group), torch.full((1, group), group**-0.5).double())
     E = torch.cat([inside, between])
@@ -155,35 +119,49 @@ def _apply(model: nn.Module, stream: Stream, Q: Tensor) -> None:
     for name in stream.tokens:
         value = model.get_parameter(name)
         value.copy_(value @ Q.T)
-    for name, scale in ((stream.embedding, ""), *stream.writers):
-        _write(model.get_submodule(name), Q * _gain(model, scale))
+    for name, scale in ((stream.opening, None), *stream.writers):
+        _turn_writer(model.get_submodule(name), Q * _gain(model, scale))
     for name, layers in stream.readers:
-        norm = model.get_submodule(name)
-        gain, offset = norm.get_parameter("weight"), norm.get_parameter("bias")
-        for layer in layers:
-            reader = model.get_submodule(layer)
-            W = reader.get_parameter("weight")
-            reader.get_parameter("bias").add_(W @ offset)
-            W.copy_((W * gain) @ Q.T)
-        gain.fill_(1.0)
-        offset.zero_()
+        _turn_readers(model.get_submodule(name), [model.get_submodule(x) for x in layers], Q)
 
 
-def _gain(model: nn.Module, scale: str) -> Tensor:
+def _gain(model: nn.Module, scale: str | None) -> Tensor:
     """The gain of a LayerScale, which is one afterwards; one where there is none."""
-    found = [*(model.get_submodule(scale).parameters() if scale else ())]
+    found = [] if scale is None else [*model.get_submodule(scale).parameters()]
     gain = torch.ones(1, dtype=torch.float64) if not found else found[0].detach().clone()
     for parameter in found:
         parameter.fill_(1.0)
     return gain
 
 
-def _write(writer: nn.Module, Q: Tensor) -> None:
+def _turn_writer(writer: nn.Module, Q: Tensor) -> None:
     """Multiply what a linear layer or a convolution gives by Q (D, D)."""
     for parameter in writer.parameters():
         parameter.copy_(
             (Q @ parameter.flatten(1) if parameter.ndim > 1 else Q @ parameter).view_as(parameter)
         )
+
+
+def _turn_readers(norm: nn.Module, readers: list[nn.Module], Q: Tensor) -> None:
+    """Move a LayerNorm's gain and offset into its readers, which read Q x from now on.
+
+    Readers of merged patches read several pieces of the stream side by side. Where one has no bias
+    to take what the offset gives, the offset stays: the least one that gives the same.
+    """
+    gain, offset = norm.get_parameter("weight"), norm.get_parameter("bias")
+    weights = [reader.get_parameter("weight") for reader in readers]
+    given = [W @ offset for W in weights]
+    for W in weights:
+        W.copy_(((W * gain).reshape(len(W), -1, len(Q)) @ Q.T).flatten(1))
+    bare = [i for i, reader in enumerate(readers) if getattr(reader, "bias", None) is None]
+    gain.fill_(1.0)
+    offset.zero_()
+    if bare:
+        both = torch.cat([weights[i] for i in bare]), torch.cat([given[i] for i in bare])[:, None]
+        offset.copy_(torch.linalg.lstsq(*both, driver="gelsd").solution[:, 0])
+    for i, reader in enumerate(readers):
+        if i not in bare:
+            reader.get_parameter("bias").add_(given[i] - weights[i] @ offset)
 
 
 def _refuse_changed(model: nn.Module, turned: nn.Module, images: Tensor) -> None:
@@ -192,6 +170,6 @@ def _refuse_changed(model: nn.Module, turned: nn.Module, images: Tensor) -> None
     change = float((after - before).abs().max() / before.abs().max())
     if not change <= _TOLERANCE:
         raise PruningError(
-            f"{type(model).__name__} answers {change:.1e} differently with its residual stream "
-            "rotated, so something else writes or reads the stream; leave out --rotate"
+            f"{type(model).__name__} answers {change:.1e} differently with its residual streams "
+            "rotated, so something else writes or reads them"
         )

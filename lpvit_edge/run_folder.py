@@ -20,6 +20,7 @@ ARTEFACTS = (
     "dense.onnx",
     "device_profile.partial.json",
     "device_profile.json",
+    "rotated.safetensors",
     "sensitivity.json",
     "floor.json",
     "allocation.json",
@@ -60,6 +61,7 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     max_drop: float | None = None  # points, from the dense model
     allocator: str = "milp"
     criterion: str = "hessian"
+    rotate: bool | None = None  # None: where the model allows it and the patterns gain by it
     curve: bool = True
     profile_seconds: float | None = None  # bound of the layer forms; None: 0.3 s for each
     network_seconds: float = 4.0  # of each whole network that is timed on the way
@@ -110,6 +112,7 @@ class Run(Record, frozen=True, kw_only=True):
     allow_estimated_energy: bool = False
     accuracy_floor: float | None = None
     max_drop: float | None = None
+    rotate: bool | None = None
 
 
 def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
@@ -128,6 +131,7 @@ def start(job: Job, goal: Goal, *, resume: bool, overwrite: bool) -> None:
         allow_estimated_energy=goal.allow_estimated_energy,
         accuracy_floor=goal.accuracy_floor,
         max_drop=goal.max_drop,
+        rotate=goal.rotate,
         allocator=goal.allocator,
         criterion=goal.criterion,
         engine=job.engine,

@@ -1,6 +1,6 @@
 """The steps of the main job, each from files to files in one run folder.
 
-    sensitivity  sensitivity.json
+    sensitivity  sensitivity.json, rotated.safetensors where the model is rotated
     allocate     allocation.json
     prune        model.safetensors, prune.json: lpvit_edge.prune_step
     export       model.onnx, export.json
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpvit_edge import files, weights
+from lpvit_edge import basis, files, weights
 from lpvit_edge.errors import MismatchError
 from lpvit_edge.images import content_sha256, read_all
 from lpvit_edge.job import Job
@@ -69,8 +69,11 @@ def read_calibration(
     return torch.from_numpy(batch.images), targets, batch.skipped
 
 
-def sensitivity(job: Job) -> Sensitivity:
-    """Distortion curves of every layer in every pattern, by both criteria."""
+def sensitivity(job: Job, *, rotate: bool | None = None) -> Sensitivity:
+    """Distortion curves of every layer in every pattern, by both criteria.
+
+    They are of the model in the basis that lpvit_edge.basis chooses; `rotate` asks for one.
+    """
     from torch import nn
 
     from lpvit_edge import sensitivity as curves
@@ -79,6 +82,7 @@ def sensitivity(job: Job) -> Sensitivity:
     if skipped:
         say(f"{len(skipped)} calibration images were left out: {'; '.join(skipped[:5])}")
     patterns = tuple(parse_pattern(name) for name in job.patterns)
+    job = basis.choose(job, images, rotate=rotate)
     moments = curves.gather_moments(job.model.module, job.walk, images, targets, patterns=patterns)
     found: list[SensitivityCurve] = []
     layers = job.walk.layers
@@ -91,6 +95,7 @@ def sensitivity(job: Job) -> Sensitivity:
         images=len(images),
         images_sha256=content_sha256(job.calibration),
         curves=tuple(found),
+        basis_sha256=job.basis_sha256,
     )
     files.save(record, job.path("sensitivity.json"))
     return record

@@ -33,6 +33,7 @@ TORCH_MODULES = {
     "lpvit_edge.solve",
     "lpvit_edge.spread",
     "lpvit_edge.statistics",
+    "lpvit_edge.streams",
     "lpvit_edge.trial",
     "lpvit_edge.two_four",
 }

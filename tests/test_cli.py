@@ -219,7 +219,7 @@ def test_the_steps_go_from_files_to_files_one_after_the_other(
         assert done.returncode == 0, done.stderr
         said[str(step[0])] = json.loads(done.stdout)
         assert said[str(step[0])]["schema"] == f"lpvit.{step[0]}/1"
-    assert said["prune"]["method"] == "obs, repair on, reordered"
+    assert said["prune"]["method"] == "obs, repair on, rotated, reordered"
     tuned = said["finetune"]
     assert tuned["masked_weights"] > 0
     assert tuned["model_sha256"] == files.sha256_of(tmp_path / "model.safetensors")

@@ -1,6 +1,6 @@
-"""Another basis of the residual stream: the same answers, and coarse blocks that cost less."""
+"""Other bases of the residual streams: the same answers, and blocks that cost less."""
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,24 +10,31 @@ import timm
 import torch
 from torch import nn
 
-from lpvit_edge import files, partial, steps
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, walk
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form, prune
-from lpvit_edge.prune_step import prune as prune_step
 from lpvit_edge.rotate import rotated, rotation
-from tests.test_finetune import allocation_for
-from tests.test_optimize import make_job
+from lpvit_edge.streams import find_streams
 
-COARSE = Form(pattern=parse_pattern("16x16"), sparsity=0.5)
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
+PATTERN = parse_pattern("16x16")
 
 
 def vit(name: str = "vit_tiny_patch16_224", **more: Any) -> tuple[nn.Module, Walk]:
-    """A small random model whose norms have gains and offsets of their own."""
+    """A small random Vision Transformer."""
+    return small(name, {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4} | more)
+
+
+def swin(name: str = "swin_tiny_patch4_window7_224", **more: Any) -> tuple[nn.Module, Walk]:
+    """A small random Swin of two stages."""
+    shape = {"patch_size": 2, "embed_dim": 32, "depths": (1, 1), "num_heads": (1, 2)}
+    return small(name, {"window_size": 4, **shape} | more)
+
+
+def small(name: str, arguments: dict[str, Any]) -> tuple[nn.Module, Walk]:
+    """A random model whose norms have gains and offsets of their own."""
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, num_classes=5, **SMALL, **more).eval()
+    model: nn.Module = timm.create_model(name, num_classes=5, img_size=32, **arguments).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
@@ -48,6 +55,28 @@ def answers(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def moved(model: nn.Module, turned: nn.Module, layer: str) -> float:
+    before, after = (m.get_parameter(f"{layer}.weight") for m in (model, turned))
+    return float((before - after).detach().abs().max())
+
+
+class PlainEmbedding(nn.Module):
+    """A patch embedding without a norm behind it."""
+
+    def __init__(self, img_size: int, patch_size: int, embed_dim: int, **_: Any) -> None:
+        super().__init__()
+        self.grid_size = (img_size // patch_size,) * 2
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.proj(images).permute(0, 2, 3, 1)
+        return tokens
+
+
 def test_the_rotation_keeps_lengths_and_the_mean_and_gathers_what_is_strong() -> None:
     torch.manual_seed(0)
     strong = torch.randn(64, 7, dtype=torch.float64)
@@ -66,6 +95,7 @@ def test_the_rotation_keeps_lengths_and_the_mean_and_gathers_what_is_strong() ->
     [
         ("vit_tiny_patch16_224", {}),
         ("vit_tiny_patch16_224", {"global_pool": "avg", "init_values": 0.3}),
+        ("vit_tiny_patch16_224", {"qkv_bias": False, "reg_tokens": 2}),
         ("deit_tiny_distilled_patch16_224", {}),
     ],
 )
@@ -74,24 +104,40 @@ def test_a_rotated_model_gives_the_same_answers_from_other_weights(
 ) -> None:
     model, walked = vit(name, **more)
     images = pictures(8)
-    forms = {layer.name: COARSE for layer in walked.layers}
-    turned = rotated(model, walked, [images], forms)
-    expected = answers(model, images)
-    torch.testing.assert_close(answers(turned, images), expected, rtol=1e-4, atol=1e-5)
+    turned = rotated(model, walked, images)
+    assert_same(answers(turned, images), answers(model, images))
     for layer in walked.layers:
-        before, after = (m.state_dict()[f"{layer.name}.weight"] for m in (model, turned))
-        assert float((before - after).abs().max()) > 0.01, layer.name
+        assert moved(model, turned, layer.name) > 0.01, layer.name
 
 
-def test_coarse_blocks_lose_far_less_where_attention_writes_few_directions() -> None:
+def test_a_swin_has_a_stream_for_each_stage_but_the_one_that_a_norm_opens() -> None:
+    model, walked = swin()
+    images = pictures(8)
+    turned = rotated(model, walked, images)
+    assert_same(answers(turned, images), answers(model, images))
+    for layer in walked.layers:
+        assert (moved(model, turned, layer.name) > 0.01) != layer.name.startswith("layers.0.")
+    first, second = find_streams(*swin(embed_layer=PlainEmbedding))
+    assert (first.opening, first.width) == ("patch_embed.proj", 32)
+    assert first.readers[-1] == ("layers.1.downsample.norm", ("layers.1.downsample.reduction",))
+    assert (second.opening, second.width) == ("layers.1.downsample.reduction", 64)
+    model, walked = swin(embed_layer=PlainEmbedding)
+    turned = rotated(model, walked, images)
+    assert_same(answers(turned, images), answers(model, images))
+    assert moved(model, turned, "layers.0.blocks.0.attn.qkv") > 0.01
+
+
+def test_blocks_lose_far_less_where_the_stream_has_few_directions() -> None:
     model, walked = vit()
     images = pictures(64)
+    few = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        for block in model.get_submodule("blocks").children():
-            values = block.get_parameter("attn.qkv.weight")[128:]
-            values.copy_(30.0 * values[:, :3] @ values[:3])  # 3 directions in each of 4 heads
-    forms = {layer.name: COARSE for layer in walked.layers if layer.name.endswith("attn.proj")}
-    turned = rotated(model, walked, [images], forms)
+        model.get_parameter("pos_embed").zero_()
+        for name, parameter in model.named_parameters():
+            if name.endswith((".proj.weight", ".fc2.weight")):
+                parameter.copy_((few @ parameter.flatten(1)[:6]).view_as(parameter))
+    forms = {layer.name: Form(pattern=PATTERN, sparsity=0.5) for layer in walked.layers}
+    turned = rotated(model, walked, images)
     lost = []
     for dense in (model, turned):
         *_, (_, pruned) = prune(dense, walked, forms, images)
@@ -99,48 +145,58 @@ def test_coarse_blocks_lose_far_less_where_attention_writes_few_directions() -> 
     assert lost[1] < lost[0] / 4
 
 
-def test_a_model_that_is_built_otherwise_is_refused_in_words() -> None:
-    torch.manual_seed(0)
-    model: nn.Module = timm.create_model(
-        "swin_tiny_patch4_window7_224", img_size=64, embed_dim=32, depths=(2,), num_heads=(2,)
-    ).eval()
-    with pytest.raises(PruningError, match=r"SwinTransformer is not built like .* leave out"):
-        rotated(model, walk(model, image_size=64), [torch.randn(2, 3, 64, 64)], {})
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (
+            lambda: swin(
+                "swinv2_tiny_window8_256", window_size=2, depths=(1, 1, 1), num_heads=(1, 2, 4)
+            ),
+            r"SwinTransformerV2 is not built .*layers.2.downsample.norm gives 128 channels",
+        ),
+        (lambda: vit("vit_base_patch16_clip_224"), r"a LayerNorm opens .* VisionTransformer"),
+        (lambda: vit("vit_tiny_patch16_224", class_token=False, global_pool="map"), r"differently"),
+    ],
+)
+def test_a_model_that_is_built_otherwise_is_refused_in_words(
+    made: Callable[[], tuple[nn.Module, Walk]], reason: str
+) -> None:
+    model, walked = made()
+    with pytest.raises(PruningError, match=reason):
+        rotated(model, walked, pictures(4))
 
 
 def test_what_a_block_lacks_is_named() -> None:
     model, walked = vit()
-    del model.get_submodule("blocks.1").ls2
-    with pytest.raises(PruningError, match=r"no attribute `ls2`.*leave out --rotate"):
-        rotated(model, walked, [pictures(2)], {})
+    del model.get_submodule("blocks.1").norm2
+    with pytest.raises(PruningError, match=r"not built like .*no attribute `norm2`"):
+        rotated(model, walked, pictures(2))
     model, walked = vit()
     model.norm = nn.Identity()
     with pytest.raises(PruningError, match=r"fc_norm|`bias`"):
-        rotated(model, walked, [pictures(2)], {})
+        rotated(model, walked, pictures(2))
 
 
-def test_an_attention_that_writes_nothing_has_no_say_in_the_rotation() -> None:
+def test_a_norm_that_gives_nothing_has_no_say_in_the_rotation() -> None:
     model, walked = vit()
     with torch.no_grad():
-        for parameter in model.get_submodule("blocks.1.attn.proj").parameters():
+        for parameter in model.get_submodule("blocks.1.norm1").parameters():
             parameter.zero_()
     images = pictures(8)
-    turned = rotated(model, walked, [images], {"blocks.0.attn.proj": COARSE})
-    torch.testing.assert_close(
-        answers(turned, images), answers(model, images), rtol=1e-4, atol=1e-5
-    )
+    turned = rotated(model, walked, images)
+    assert_same(answers(turned, images), answers(model, images))
 
 
-def test_an_attention_that_writes_nan_is_named() -> None:
+def test_a_stream_that_holds_nan_is_named() -> None:
     model, walked = vit()
     with torch.no_grad():
         model.get_parameter("blocks.1.attn.proj.bias")[0] = torch.finfo(torch.float32).max
-    with pytest.raises(PruningError, match=r"^blocks.1.attn.proj: .* NaN or infinity; check"):
-        rotated(model, walked, [pictures(2)], {})
+    with pytest.raises(PruningError, match=r"^blocks.1.norm2: .* NaN or infinity; check"):
+        rotated(model, walked, pictures(2))
     with torch.no_grad():
         model.get_parameter("blocks.0.norm1.weight")[0] = torch.nan
     with pytest.raises(PruningError, match=r"^blocks.0.norm1.weight: 1 of its 64 values is NaN"):
-        rotated(model, walked, [pictures(2)], {})
+        rotated(model, walked, pictures(2))
 
 
 def test_what_else_reads_the_stream_is_found_by_the_answers() -> None:
@@ -150,35 +206,5 @@ def test_what_else_reads_the_stream_is_found_by_the_answers() -> None:
 
     model, walked = vit()
     model.norm_pre = Scaled()
-    with pytest.raises(PruningError, match=r"answers .* differently with its residual stream"):
-        rotated(model, walked, [pictures(8)], {"blocks.0.attn.proj": COARSE})
-
-
-def test_an_interrupted_run_goes_on_in_the_basis_it_began_in(
-    tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = make_job(tiny_project, tmp_path)
-    allocation = allocation_for(job)
-    files.save(allocation, job.path("allocation.json"))
-    whole = prune_step(job, allocation, rotate=True)
-    assert whole.method.endswith(", rotated")
-    expected = steps.pruned_weights(job)
-    taken = 0
-
-    def torn(*args: Any, **kwargs: Any) -> Any:
-        nonlocal taken
-        for item in partial_keeping(*args, **kwargs):
-            yield item
-            taken += 1
-            if taken == 3:
-                raise KeyboardInterrupt
-
-    partial_keeping = partial.keeping
-    monkeypatch.setattr(partial, "keeping", torn)
-    with pytest.raises(KeyboardInterrupt):
-        prune_step(job, allocation, rotate=True)
-    monkeypatch.setattr(partial, "keeping", partial_keeping)
-    monkeypatch.setattr("lpvit_edge.rotate.rotation", None)  # not chosen again
-    prune_step(job, allocation, rotate=True)
-    for name, value in steps.pruned_weights(job).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    with pytest.raises(PruningError, match=r"answers .* differently with its residual streams"):
+        rotated(model, walked, pictures(8))
