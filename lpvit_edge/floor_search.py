@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lpvit_edge import files, prune_step, steps, weights
+from lpvit_edge import basis, files, prune_step, steps, weights
 from lpvit_edge.allocate_timed import allocate_timed, allocated
 from lpvit_edge.errors import BudgetNotMetError
 from lpvit_edge.floor import (
@@ -75,6 +75,7 @@ class _Search:
         budget: Mapping[str, float],
     ) -> None:
         self.job, self.profile, self.curves, self.goal = job, profile, curves, goal
+        self.turned = basis.of(job, curves.basis_sha256)  # its file is not in a step's folder
         self.budget = budget
         self.ends = _ends(profile, curves, goal, budget)
         self.record = self._resumed(floor)
@@ -152,7 +153,7 @@ class _Search:
 
     def _step_job(self, strength: float) -> Job:
         folder = self.job.path(STEPS_FOLDER) / f"{strength:.6f}"
-        return msgspec.structs.replace(self.job, folder=folder)
+        return msgspec.structs.replace(self.turned, folder=folder)
 
     def _allocation(self, strength: float, step_job: Job) -> Allocation:
         path = step_job.path("allocation.json")

@@ -70,7 +70,7 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         Sensitivity,
         lambda: steps.sensitivity(job, rotate=goal.rotate),
     )
-    job = basis.of(job, curves.basis_sha256)
+    steps.refuse_other_model(curves.model, job.model.identity, what="sensitivity.json")
     budget = limits(goal.targets(), dense_totals(profile))
     allocation = _once(
         job,
@@ -173,10 +173,11 @@ def choose(
 def budget_curve(job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal) -> Curve:
     """Accuracy of several budgets, by torch on some held-out images. Writes curve.json."""
     targets = CURVE_TARGETS if goal.curve else ()
+    turned = basis.of(job, curves.basis_sha256) if targets else job
     points = [
         point
         for share in track(targets, what="curve: budgets", total=len(targets))
-        if (point := _curve_point(job, profile, curves, goal, share)) is not None
+        if (point := _curve_point(turned, profile, curves, goal, share)) is not None
     ]
     if points:
         points.insert(0, _evaluated(job, job.model.module, 1.0, profile.dense.median_ms))

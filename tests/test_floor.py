@@ -270,6 +270,7 @@ def test_without_a_target_it_goes_as_far_as_the_floor_allows_and_resumes(
     log = files.load(PruneLog, job.path("prune.json"))
     assert log.allocation_sha256 == best.allocation_sha256
     assert log.model_sha256 == files.sha256_of(job.path("model.safetensors"))
+    assert "rotated" in log.method
     assert not job.path("floor").exists()
     assert document["accuracy_floor"]["held"]
     assert document["accuracy_drop"] == pytest.approx(best.answers.lost / 240)

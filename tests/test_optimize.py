@@ -29,6 +29,7 @@ from lpvit_edge.errors import (
     PruningError,
     UnknownOptionError,
 )
+from lpvit_edge.export import compare_runtimes
 from lpvit_edge.job import Job, prepare
 from lpvit_edge.models import load_model
 from lpvit_edge.records import Allocation, Check, DeviceProfile, Manifest, PruneLog
@@ -116,6 +117,24 @@ def test_layers_were_really_pruned_and_run_by_the_native_kernel(finished: Job) -
     ours = {name: kernel for name, kernel in kernels.items() if kernel.startswith("lpvit_")}
     assert {name for name, kernel in ours.items() if " block " in kernel} == sparse
     assert sum(" attention " in kernel for kernel in ours.values()) == 2  # one in each block
+
+
+def test_what_dense_onnx_is_held_against_is_the_model_as_it_was_not_the_rotated_one(
+    finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = copied(finished, tmp_path)
+    assert "rotated" in files.load(PruneLog, job.path("prune.json")).method
+    job.path("export.json").unlink()
+    job.path("rotated.safetensors").unlink()  # of what is pruned already nobody needs it
+    compared = []
+
+    def compare(model: Any, *args: Any, **kwargs: Any) -> Any:
+        compared.append(model)
+        return compare_runtimes(model, *args, **kwargs)
+
+    monkeypatch.setattr("lpvit_edge.export.compare_runtimes", compare)
+    main_job.optimize(job, GOAL)
+    assert compared[1] is job.model.module
 
 
 def test_a_default_build_is_noted_as_float32(finished: Job) -> None:
@@ -273,6 +292,15 @@ def test_a_profile_of_another_model_is_refused_by_name(finished: Job, tmp_path: 
     fields["model"]["weights_sha256"] = "f" * 64
     job.path("device_profile.json").write_text(json.dumps(fields))
     with pytest.raises(MismatchError, match=r"of another model: weights_sha256 is 'ffff"):
+        main_job.optimize(job, GOAL)
+
+
+def test_curves_of_another_model_are_refused_by_name(finished: Job, tmp_path: Path) -> None:
+    job = copied(finished, tmp_path)
+    fields = json.loads(job.path("sensitivity.json").read_text())
+    fields["model"]["weights_sha256"] = "f" * 64
+    job.path("sensitivity.json").write_text(json.dumps(fields))
+    with pytest.raises(MismatchError, match=r"sensitivity.json is of another model: weights_sha"):
         main_job.optimize(job, GOAL)
 
 
