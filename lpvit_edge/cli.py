@@ -155,7 +155,9 @@ def sensitivity(
     if json:
         options.print_json(record, schema="lpvit.sensitivity/1")
         return
-    print(f"{job.path('sensitivity.json')}: {len(record.curves)} curves, {record.images} images")
+    of = "the model as it is" if record.basis_sha256 is None else "the rotated model"
+    path, count = job.path("sensitivity.json"), len(record.curves)
+    print(f"{path}: {count} curves of {of}, {record.images} images")
 
 
 @app.command()

@@ -186,8 +186,7 @@ class Allocation(Record, frozen=True, kw_only=True):
     predicted_dense_ms: float
     distortion: float
     bound: tuple[str, ...]  # the keys of the budget that force this distortion
-    # None where the profile measured no energy, or was written before format 2.
-    predicted_energy_mj: float | None = None
+    predicted_energy_mj: float | None = None  # None as in the profile, or before format 2
     predicted_power_mw: float | None = None
     energy_quality: str | None = None
     macs: float | None = None  # of the prunable layers, per image
@@ -246,8 +245,7 @@ class ExportLog(Record, frozen=True, kw_only=True):
     onnxruntime_error: float
     engine_error: float
     dense_engine_error: float  # of dense.onnx against the model as it was
-    # What the engine was held to in its precision; None before format 2.
-    engine_tolerance: float | None = None
+    engine_tolerance: float | None = None  # that the engine was held to; None before format 2
     dense_engine_tolerance: float | None = None
 
 

@@ -62,6 +62,7 @@ def document(
         "target_met": all(target.met is not False for target in targets),
         "targets": msgspec.to_builtins(targets),
         "accuracy_floor": floor,
+        "rotated": allocation.basis_sha256 is not None,
         "finetuned": None
         if finetuned is None
         else {"epochs": finetuned.recipe.epochs, "images": finetuned.images},

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lpvit_edge.distributed import add_up, from_main, refuse_idle, share
+from lpvit_edge.distributed import add_up, from_main, share
 from lpvit_edge.errors import PruningError
 from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.prune_refusals import refuse_broken_weights
@@ -65,8 +65,6 @@ def _read(model: nn.Module, streams: tuple[Stream, ...], images: Tensor) -> dict
     """
     widths = {norm: stream.width for stream in streams for norm, _ in stream.readers}
     moments = {name: torch.zeros(D, D).double() for name, D in widths.items()}
-    starts = range(0, len(images), _BATCH)
-    refuse_idle(len(starts))
 
     def keep(name: str, D: int) -> RemovableHandle:
         def hook(_: nn.Module, __: tuple[Tensor, ...], y: Tensor) -> None:
@@ -76,7 +74,7 @@ def _read(model: nn.Module, streams: tuple[Stream, ...], images: Tensor) -> dict
         return model.get_submodule(name).register_forward_hook(hook)
 
     with hooks(keep(name, D) for name, D in widths.items()), torch.no_grad():
-        for start in share(starts):
+        for start in share(range(0, len(images), _BATCH)):
             model(images[start : start + _BATCH])
     add_up(*moments.values())
     for name, C in moments.items():
@@ -165,11 +163,18 @@ def _turn_readers(norm: nn.Module, readers: list[nn.Module], Q: Tensor) -> None:
 
 
 def _refuse_changed(model: nn.Module, turned: nn.Module, images: Tensor) -> None:
+    """Raise PruningError, in all processes or in none, unless the answers stay what they were."""
     with torch.no_grad():
         before, after = model(images), turned(images)
-    change = float((after - before).abs().max() / before.abs().max())
-    if not change <= _TOLERANCE:
+    found = torch.stack([before.abs().max(), (after - before).abs().max()])
+    largest, change = from_main(found).tolist()
+    if largest == 0.0:
         raise PruningError(
-            f"{type(model).__name__} answers {change:.1e} differently with its residual streams "
-            "rotated, so something else writes or reads them"
+            f"{type(model).__name__} answers nothing but 0 to the calibration images, which could "
+            "not show whether a rotation keeps its answers"
+        )
+    if not change <= _TOLERANCE * largest:
+        raise PruningError(
+            f"{type(model).__name__} answers {change / largest:.1e} differently with its residual "
+            "streams rotated, so something else writes or reads them"
         )

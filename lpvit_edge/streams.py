@@ -73,7 +73,7 @@ def _stream(
         tokens=tuple(
             name
             for name, value in model.named_parameters(recurse=False)
-            if value.shape[-1] == width and opening.startswith("patch_embed")
+            if value.shape[-1:] == (width,) and opening.startswith("patch_embed")
         ),
         opening=opening,
         writers=tuple(

@@ -217,6 +217,7 @@ def test_the_document_has_the_promised_fields(finished: Job) -> None:
         document["dense"]["accuracy"] - document["sparse"]["accuracy"]
     )
     assert document["predicted_latency_ms"] > 0
+    assert document["rotated"] is True
     assert document["engine_relative_error"] <= 1e-3
     assert document["onnxruntime_relative_error"] <= 1e-3
 

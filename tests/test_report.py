@@ -63,6 +63,7 @@ def result(sparse: dict[str, Any] | None = None, **changes: Any) -> dict[str, An
         "target_met": True,
         "targets": [TARGET],
         "accuracy_floor": None,
+        "rotated": False,
         "finetuned": None,
         "predicted_latency_ms": 5.0,
         "prediction_error": 0.0,
@@ -146,6 +147,12 @@ def test_a_ratio_that_rounds_to_one_takes_no_side(
     numerator: float, denominator: float, text: str
 ) -> None:
     assert table.times(numerator, denominator, "better", "worse") == text
+
+
+@pytest.mark.parametrize("is_rotated", [True, False])
+def test_the_report_says_whether_the_model_was_rotated(tmp_path: Path, is_rotated: bool) -> None:
+    html = html_of(result(rotated=is_rotated), tmp_path)
+    assert ("the residual streams were rotated" in html) is is_rotated
 
 
 @pytest.mark.parametrize(

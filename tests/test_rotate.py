@@ -199,6 +199,43 @@ def test_a_stream_that_holds_nan_is_named() -> None:
         rotated(model, walked, pictures(2))
 
 
+def test_a_parameter_of_the_model_that_is_no_token_is_left_alone() -> None:
+    model, walked = vit()
+    model.register_parameter("temperature", nn.Parameter(torch.tensor(2.0)))
+    turned = rotated(model, walked, pictures(4))
+    assert turned.get_parameter("temperature").item() == 2.0
+
+
+def test_answers_that_could_show_nothing_are_refused() -> None:
+    model, walked = vit()
+    with torch.no_grad():
+        for parameter in model.get_submodule("head").parameters():
+            parameter.zero_()
+    with pytest.raises(PruningError, match="answers nothing but 0 to the calibration images"):
+        rotated(model, walked, pictures(4))
+
+
+def test_all_processes_go_by_what_the_first_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_main(found: torch.Tensor) -> torch.Tensor:
+        return found if found.ndim == 2 else torch.tensor([1.0, 1.0])  # Q, or what the answers do
+
+    monkeypatch.setattr("lpvit_edge.rotate.from_main", from_main)
+    with pytest.raises(PruningError, match=r"answers 1.0e\+00 differently"):
+        rotated(*vit(), pictures(4))
+
+
+def test_more_processes_than_batches_are_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, walked = vit()
+    expected = answers(rotated(model, walked, pictures(4)), pictures(4))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")  # the last of 2 processes has the only batch
+    for name in ("add_up", "from_main"):
+        monkeypatch.setattr(f"lpvit_edge.rotate.{name}", lambda *found: found[0])
+    assert_same(answers(rotated(model, walked, pictures(4)), pictures(4)), expected)
+    monkeypatch.setenv("RANK", "0")
+    rotated(model, walked, pictures(4))
+
+
 def test_what_else_reads_the_stream_is_found_by_the_answers() -> None:
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
