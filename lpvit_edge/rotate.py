@@ -25,9 +25,9 @@ from lpvit_edge.layers import Walk, hooks
 from lpvit_edge.prune_refusals import refuse_broken_weights
 from lpvit_edge.streams import Stream, find_streams
 
-_GROUP = 16
+_GROUP = 16  # channels, of which most blocks span a multiple or a fraction
 _BATCH = 32  # images of one forward pass
-_TOLERANCE = 1e-4  # of the largest answer: what float32 sums in another order may differ
+_TOLERANCE = 1e-5  # of the largest answer; float32 in another basis differs by 1e-6
 
 
 def rotated(model: nn.Module, walk: Walk, images: Tensor) -> nn.Module:
@@ -43,18 +43,12 @@ def rotated(model: nn.Module, walk: Walk, images: Tensor) -> nn.Module:
     turned = copy.deepcopy(model).cpu().double()
     for stream in streams:
         C = torch.stack([moments[norm] for norm, _ in stream.readers]).sum(0)
-        Q = from_main(rotation(C, group=_group(stream.width)))
+        Q = from_main(rotation(C, group=math.gcd(_GROUP, stream.width)))
         with torch.no_grad():
             _apply(turned, stream, Q)
     turned = turned.to(images.device, torch.float32).eval()
     _refuse_changed(model, turned, images[:4])
     return turned
-
-
-def _group(width: int) -> int:
-    """Channels of a group: a block spans a multiple or a fraction of them."""
-    common = math.gcd(_GROUP, width)
-    return common if common > 1 else width
 
 
 def _read(model: nn.Module, streams: tuple[Stream, ...], images: Tensor) -> dict[str, Tensor]:
@@ -91,7 +85,8 @@ def rotation(C: Tensor, *, group: int) -> Tensor:
     """Q (D, D), orthogonal, Q 1 = 1: eigenvectors of C (D, D) into groups of channels.
 
     Inside each group of `group` channels lie group - 1 directions without a mean, in all the
-    strongest D - D / group; the weakest become the differences between the groups' means.
+    strongest D - D / group; the weakest become the differences between the groups' means. A group
+    of 1 is the same as one of D.
     """
     D = len(C)
     ones = torch.full((D,), D**-0.5, dtype=C.dtype)

@@ -16,6 +16,7 @@ from lpvit_edge.export import compare_runtimes, export_onnx  # noqa: E402
 from lpvit_edge.layers import walk  # noqa: E402
 from lpvit_edge.pattern import parse_pattern  # noqa: E402
 from lpvit_edge.prune import Form, prune  # noqa: E402
+from lpvit_edge.rotate import rotated  # noqa: E402
 from lpvit_edge.sensitivity import gather_moments, layer_curves  # noqa: E402
 
 _SMALL: dict[str, Any] = {
@@ -54,22 +55,24 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "is_rotated"),
     [
-        "vit_tiny_patch16_224",
-        "deit_tiny_patch16_224",
-        "deit_tiny_distilled_patch16_224",
-        "swin_tiny_patch4_window7_224",
-        "segmenter",
+        ("vit_tiny_patch16_224", False),
+        ("deit_tiny_patch16_224", True),
+        ("deit_tiny_distilled_patch16_224", True),
+        ("swin_tiny_patch4_window7_224", True),
+        ("segmenter", False),
     ],
 )
 def test_it_is_pruned_in_mixed_patterns_exported_and_run_by_the_engine(
-    name: str, tmp_path: Path
+    name: str, is_rotated: bool, tmp_path: Path
 ) -> None:
     model, size = build(name)
     found = walk(model, image_size=size)
     count = 264 if name.startswith("swin") else 48  # its last stage has 4 tokens an image
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    if is_rotated:
+        model = rotated(model, found, images)
     patterns = tuple(parse_pattern(text) for text in ("32x1", "16x16"))
     moments = gather_moments(model, found, images[:4], None, patterns=patterns, batch=4)
     first = found.layers[0]

@@ -90,6 +90,39 @@ def test_the_rotation_keeps_lengths_and_the_mean_and_gathers_what_is_strong() ->
     assert float(energy[1:].max()) < 1e-20
 
 
+@pytest.mark.parametrize("group", [1, 4, 12])
+def test_groups_may_be_of_any_size_that_divides_the_channels(group: int) -> None:
+    Q = rotation(torch.diag(torch.arange(12.0, dtype=torch.float64)), group=group)
+    torch.testing.assert_close(Q @ Q.T, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(Q.sum(1), torch.ones(12, dtype=torch.float64))
+
+
+def test_readers_without_a_bias_may_ignore_most_of_what_a_norm_gives() -> None:
+    model, walked = vit(qkv_bias=False)
+    with torch.no_grad():
+        model.get_parameter("blocks.0.attn.qkv.weight")[:, 8:] = 0.0
+        model.get_parameter("blocks.1.attn.qkv.weight").zero_()
+    images = pictures(8)
+    assert_same(answers(rotated(model, walked, images), images), answers(model, images))
+
+
+def test_the_signs_that_a_solver_gives_its_eigenvectors_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    factor = torch.randn(32, 32, dtype=torch.float64)
+    C = factor @ factor.T
+    expected = rotation(C, group=16)
+    eigh = torch.linalg.eigh
+
+    def negated(matrix: torch.Tensor) -> Any:
+        values, vectors = eigh(matrix)
+        return type(eigh(matrix))((values, -vectors))
+
+    monkeypatch.setattr("torch.linalg.eigh", negated)
+    torch.testing.assert_close(rotation(C, group=16), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
     [
@@ -187,6 +220,18 @@ def test_a_norm_that_gives_nothing_has_no_say_in_the_rotation() -> None:
     assert_same(answers(turned, images), answers(model, images))
 
 
+def test_a_norm_that_gives_more_has_no_greater_say_in_the_rotation() -> None:
+    model, walked = vit()
+    images = pictures(8)
+    expected = rotated(model, walked, images).get_parameter("pos_embed")
+    block = model.get_submodule("blocks.1")
+    with torch.no_grad():
+        for name in ("norm1.weight", "norm1.bias"):
+            block.get_parameter(name).mul_(128.0)
+        block.get_parameter("attn.qkv.weight").div_(128.0)
+    assert torch.equal(rotated(model, walked, images).get_parameter("pos_embed"), expected)
+
+
 def test_a_stream_that_holds_nan_is_named() -> None:
     model, walked = vit()
     with torch.no_grad():
@@ -236,10 +281,11 @@ def test_more_processes_than_batches_are_no_hindrance(monkeypatch: pytest.Monkey
     rotated(model, walked, pictures(4))
 
 
-def test_what_else_reads_the_stream_is_found_by_the_answers() -> None:
+@pytest.mark.parametrize("strength", [0.5, 5e-5])
+def test_what_else_reads_the_stream_is_found_by_the_answers(strength: float) -> None:
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * torch.linspace(0.5, 1.5, x.shape[-1])
+            return x * torch.linspace(1 - strength, 1 + strength, x.shape[-1])
 
     model, walked = vit()
     model.norm_pre = Scaled()
