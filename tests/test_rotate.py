@@ -210,6 +210,18 @@ def test_what_a_block_lacks_is_named() -> None:
         rotated(model, walked, pictures(2))
 
 
+def test_a_layer_of_another_width_than_the_stream_is_named() -> None:
+    model, walked = vit()
+    model.get_submodule("patch_embed").proj = nn.Conv2d(3, 32, kernel_size=8, stride=8)
+    with pytest.raises(PruningError, match=r"patch_embed.proj gives 32 channels, not 64"):
+        find_streams(model, walked)
+    model, walked = vit()
+    model.get_submodule("blocks.1").norm2 = nn.LayerNorm(96)
+    model.get_submodule("blocks.1.mlp").fc1 = nn.Linear(96, 256)
+    with pytest.raises(PruningError, match=r"blocks.1.norm2 gives 96 channels and .*\[96\]"):
+        find_streams(model, walked)
+
+
 def test_a_norm_that_gives_nothing_has_no_say_in_the_rotation() -> None:
     model, walked = vit()
     with torch.no_grad():
