@@ -98,4 +98,6 @@ def test_an_allocation_of_another_basis_is_refused(tiny_project: Path, tmp_path:
     path.unlink()
     with pytest.raises(MismatchError, match=r"here None\); run `lpvit sensitivity`"):
         prune_step.prune(job, allocation)
+    with pytest.raises(MismatchError, match=again):
+        basis.of(turned, None)  # as in the folder of a step, which has no such file
     assert not (tmp_path / "prune.json").exists()
