@@ -10,7 +10,8 @@ in the same pattern, and in all patterns mixed. All networks of a model are then
 the dense one. Each uniform network is set beside the slowest allocated one that was measured no
 slower, image by image (benchmarks/pruning_equal.py). As in `lpvit allocate`, a layer that is not
 faster in a form stays dense, in the uniform networks too. Profile and time need a machine that does
-nothing else; prune goes on where it stopped.
+nothing else; prune goes on where it stopped. The residual streams are rotated, as `lpvit
+sensitivity` does by default; with --as-it-is they are not, and the sparsities are lower.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from torch.nn import functional
 from benchmarks.pruning import ROOT, command
 from benchmarks.pruning_equal import Network, packed, page
 from benchmarks.pruning_methods import repaired
-from benchmarks.pruning_plans import SPARSITIES, Plan, plans
+from benchmarks.pruning_plans import AS_IT_IS, SPARSITIES, Plan, plans
 from benchmarks.pruning_rows import paired_drop
 from benchmarks.pruning_subject import Source, Subject, batches
 from lpvit_edge import files
@@ -82,13 +83,14 @@ def main() -> None:
     parser.add_argument("--model", default="model", help="of examples/factory_line")
     parser.add_argument("--step", choices=("profile", "prune", "time"), required=True)
     parser.add_argument("--patterns", nargs="+", choices=SPARSITIES, default=tuple(SPARSITIES))
+    parser.add_argument("--as-it-is", action="store_true", help="do not rotate the streams")
     parser.add_argument("--mixed", action="store_true", help="all the patterns mixed, too")
     parser.add_argument("--profile-seconds", type=float, default=180.0)
     parser.add_argument("--seconds", type=float, default=3.0, help="per network")
     parser.add_argument("--threads", type=int, default=1, help="of the engine")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    given.work /= given.model
+    given.work /= given.model if given.as_it_is else f"{given.model}_rotated"
     given.work.mkdir(parents=True, exist_ok=True)
     path = ROOT / "examples" / "factory_line" / f"{given.model}.toml"
     source = Source(path, given.data, calibration=256, heldout=None)
@@ -110,12 +112,15 @@ def profile_step(given: argparse.Namespace, source: Source) -> None:
 def prune_step(given: argparse.Namespace, source: Source) -> None:
     """Every network pruned, scored and exported; needs no quiet machine."""
     subject = source.subject(given.patterns)
+    subject = subject if given.as_it_is else subject.rotated
     profile = files.load(DeviceProfile, given.work / "device_profile.json")
     sensitivity = curves(subject, source, given.work / "sensitivity.json")
     folder = _networks(given.work)
     folder.mkdir(exist_ok=True)
     dense_loss = mean_loss(subject, subject.module)
-    for plan in plans(profile, sensitivity, given.patterns, mixed=given.mixed):
+    grid = AS_IT_IS if given.as_it_is else SPARSITIES
+    sparsities = {pattern: grid[pattern] for pattern in given.patterns}
+    for plan in plans(profile, sensitivity, sparsities, mixed=given.mixed):
         path = folder / f"{plan.name}.json"
         if path.exists():
             continue
@@ -172,6 +177,7 @@ def made(subject: Subject, plan: Plan, folder: Path, *, size: int) -> dict[str, 
         "gone": gone,
         "distortion": plan.distortion,
         "loss_rise": mean_loss(subject, model),
+        "divergence": subject.divergence(model),
         "right": packed(right),
         "dense_right": packed(subject.dense_right),
         **paired_drop(subject.dense_right, right),
@@ -211,7 +217,8 @@ def time_step(given: argparse.Namespace, source: Source) -> None:
     }
     path = given.out / "pruning_latency.json"
     document = json.loads(path.read_text("utf-8")) if path.exists() else {"schema": SCHEMA}
-    document = {**document, given.model: section}
+    name = f"{given.model}, not rotated" if given.as_it_is else given.model
+    document = {**document, name: section}
     files.write_atomic(path, json.dumps(document, indent=1).encode() + b"\n")
     page(path)
 

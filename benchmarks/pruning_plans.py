@@ -1,6 +1,6 @@
 """The networks to compare at equal latency: uniform ones, and those allocated for their latency."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -14,13 +14,14 @@ from lpvit_edge.prune import Form
 from lpvit_edge.records import DeviceProfile, Sensitivity
 from lpvit_edge.steps import forms as forms_of
 
-# Where uniform pruning of the example's model begins to lose something, and beyond.
+# Where uniform pruning of the example's models begins to lose something, and beyond.
 SPARSITIES = {
-    "64x64": (0.3, 0.4, 0.5, 0.6, 0.7),
-    "32x32": (0.5, 0.7, 0.8, 0.9),
+    "64x64": (0.6, 0.7, 0.8, 0.9),
+    "32x32": (0.7, 0.8, 0.9),
     "64x16": (0.8, 0.9),
     "64x1": (0.9, 0.95),
 }
+AS_IT_IS = {**SPARSITIES, "64x64": (0.3, 0.4, 0.5, 0.6, 0.7), "32x32": (0.5, 0.7, 0.8, 0.9)}
 _MARGIN = 0.03  # by which an allocation is predicted to be faster than the uniform network
 _SAME = 0.04  # budgets of mixed allocations are no closer than this
 
@@ -42,13 +43,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plans(
-    profile: DeviceProfile, sensitivity: Sensitivity, patterns: Sequence[str], *, mixed: bool
+    profile: DeviceProfile,
+    sensitivity: Sensitivity,
+    sparsities: Mapping[str, Sequence[float]],
+    *,
+    mixed: bool,
 ) -> Iterator[Plan]:
-    """Every network: uniform ones, and those allocated for their predicted latency."""
+    """Every network: uniform ones, by pattern, and those allocated for their predicted latency."""
     uniform = [
         _uniform(profile, sensitivity, pattern, sparsity)
-        for pattern in patterns
-        for sparsity in SPARSITIES[pattern]
+        for pattern, of in sparsities.items()
+        for sparsity in of
     ]
     for plan in uniform:
         yield plan
@@ -57,7 +62,7 @@ def plans(
     for plan in sorted(uniform, key=lambda plan: -plan.predicted_ms):
         if mixed and plan.predicted_ms < (1.0 - _SAME) * last_ms:
             last_ms = plan.predicted_ms
-            yield from _allocated(profile, sensitivity, plan, tuple(patterns), pattern=MIXED)
+            yield from _allocated(profile, sensitivity, plan, tuple(sparsities), pattern=MIXED)
 
 
 def _uniform(

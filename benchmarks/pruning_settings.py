@@ -1,4 +1,4 @@
-"""What damping, the order of neurons and channels, and the outputs' Fisher information buy.
+"""What damping, rotation, the order of channels and the outputs' Fisher information buy.
 
 G=examples/factory_line/generate.py
 python $G --out data/tuning --calibration 512 --heldout 3000 --seed 4711
@@ -26,6 +26,7 @@ from lpvit_edge.layers import walk
 from lpvit_edge.models import LoadedModel, load_model
 from lpvit_edge.pattern import parse_pattern
 from lpvit_edge.prune import Form, Settings, prune
+from lpvit_edge.rotate import rotated
 from lpvit_edge.sensitivity import gather_moments, output_fisher
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +42,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     damping: float = 1e-3
     permute: bool = False
     fisher: bool = False  # weigh the outputs by diag E[g g^T] when blocks are chosen
+    rotated: bool = False
 
 
 FORMS = (("64x16", 0.6), ("2:4", 0.5), ("32x32", 0.5), ("64x1", 0.8))
+MORE_FORMS = (("64x64", 0.6), ("32x4", 0.7))
 CASES = (
     *(
         Case(pattern=pattern, sparsity=sparsity, permute=permute)
@@ -56,6 +59,17 @@ CASES = (
         for (p, s), n in zip(FORMS, (256, 64, 256, 64), strict=True)
         for damping in (1e-2, 1e-3, 1e-4)
         if (n, damping) != (256, 1e-3)
+    ),
+    *(Case(pattern=p, sparsity=s) for p, s in MORE_FORMS),
+    *(Case(pattern=p, sparsity=s, rotated=True) for p, s in (*FORMS, *MORE_FORMS)),
+    *(
+        Case(pattern=p, sparsity=s, rotated=True, damping=damping)
+        for p, s in (("64x16", 0.6), ("64x1", 0.8))
+        for damping in (1e-2, 1e-4)
+    ),
+    *(
+        Case(pattern=p, sparsity=s, rotated=True, permute=True)
+        for p, s in (("64x16", 0.6), ("32x32", 0.5), ("64x1", 0.8))
     ),
 )
 
@@ -85,6 +99,7 @@ def measure(loaded: LoadedModel, data: Path, known: list[dict[str, Any]]) -> Ite
         if msgspec.to_builtins(case) in (row["case"] for row in known):
             continue
         images, classes = images_of(data / "calibration", loaded, limit=case.images)
+        model = rotated(loaded.module, walked, images) if case.rotated else loaded.module
         form = Form(pattern=parse_pattern(case.pattern), sparsity=case.sparsity)
         weights = None
         if case.fisher:

@@ -90,9 +90,16 @@ class Subject:
 
     def right(self, model: nn.Module) -> Tensor:
         """Which held-out images a model has right: (n,) bool."""
+        return self._logits(model).argmax(1) == self.classes
+
+    def divergence(self, model: nn.Module) -> float:
+        """Kullback-Leibler divergence of its answers from the dense ones, mean over held-out."""
+        dense, pruned = (self._logits(m).log_softmax(1) for m in (self.module, model))
+        return float((dense.exp() * (dense - pruned)).sum(1).mean())
+
+    def _logits(self, model: nn.Module) -> Tensor:
         with torch.inference_mode():
-            found = [model(images).argmax(1) for images in batches(self.heldout, _BATCH)]
-        return torch.cat(found) == self.classes
+            return torch.cat([model(images) for images in batches(self.heldout, _BATCH)])
 
 
 def batches(tensor: Tensor, size: int) -> list[Tensor]:

@@ -16,10 +16,10 @@ from tests.test_optimize import make_job
 
 
 def work(project: Path, folder: Path) -> None:
-    """Sensitivity, pruning in an order of its own, accuracy and fine-tuning, into a folder."""
+    """Sensitivity, pruning in a basis of its own, accuracy and fine-tuning, into a folder."""
     job = make_job(project, folder, images=96)
-    steps.sensitivity(job)
-    allocation = allocation_for(job)
+    curves = steps.sensitivity(job)
+    allocation = msgspec.structs.replace(allocation_for(job), basis_sha256=curves.basis_sha256)
     files.save(allocation, job.path("allocation.json"))
     prune_step.prune(job, allocation)
     found = answers(job.model.module, job.heldout, job.model.preprocess, what="accuracy")

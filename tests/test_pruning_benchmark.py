@@ -29,7 +29,7 @@ from lpvit_edge.errors import MismatchError  # noqa: E402
 from lpvit_edge.layers import walk  # noqa: E402
 from lpvit_edge.pattern import parse_pattern  # noqa: E402
 
-OWN = ("magnitude", "lpvit", "sparsegpt", "uniform", "allocated")
+OWN = ("magnitude", "lpvit", "sparsegpt", "uniform", "allocated", "allocated_as_it_is")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,17 @@ def test_each_method_removes_the_share_it_is_asked_for(
     assert row.reached == pytest.approx(0.5, abs=0.03)
     assert row.accuracy is not None
     assert row.seconds is not None
+
+
+def test_blocks_are_pruned_in_a_rotated_model_and_2_4_in_the_model_as_it_is(
+    subject: Subject,
+) -> None:
+    assert 0.0 <= subject.divergence(subject.rotated.module) < 1e-6
+    tokens = "pos_embed"  # which no method prunes
+    for pattern, kept in (("64x1", subject.rotated), ("2:4", subject)):
+        model = METHODS["uniform"].prunes(subject, parse_pattern(pattern), 0.5).model
+        assert torch.equal(model.state_dict()[tokens], kept.module.state_dict()[tokens])
+        assert subject.divergence(model) > 1e-6
 
 
 def test_an_absent_library_is_named_and_not_dropped(
