@@ -1,4 +1,4 @@
-"""What uniform pruning in 64x64 loses, in which layers, and what lowers it at the same MACs.
+"""What uniform pruning in 64x64 loses without a rotation, in which layers, and what lowers it.
 
     python -m benchmarks.pruning_coarse
 
@@ -6,7 +6,7 @@ In 64x64 a block of an attention's output projection reads one whole head of the
 a block that goes cuts a head off from 64 outputs. Plans with the same share of the MACs removed as
 uniform 64x64, whose rows are in pruning.json: the projections dense and the other layers sparser
 for it; the projections in 64x16; uniform 64x64 whose blocks are chosen with outputs weighed by diag
-E[g^2]; uniform 64x64 after a rotation of the residual stream. Rows go to
+E[g^2]. Nothing is rotated: with a rotation, see pruning.json, none of this is needed. Rows go to
 benchmarks/results/pruning_coarse.json one by one; rows that are there are not made again.
 """
 
@@ -27,8 +27,7 @@ from benchmarks.pruning_rows import paired_drop
 from benchmarks.pruning_subject import Source, Subject
 from lpvit_edge.files import write_atomic
 from lpvit_edge.pattern import parse_pattern
-from lpvit_edge.prune import Form, prune
-from lpvit_edge.rotate import rotated
+from lpvit_edge.prune import Form
 from lpvit_edge.sensitivity import output_fisher
 
 COARSE, FINE = parse_pattern("64x64"), parse_pattern("64x16")
@@ -57,16 +56,7 @@ def outputs_weighed(subject: Subject, sparsity: float) -> nn.Module:
     return repaired(subject, forms, row_weights=output_fisher(subject.moments))
 
 
-def stream_rotated(subject: Subject, sparsity: float) -> nn.Module:
-    """Uniform, in a basis of the residual stream that suits the blocks."""
-    forms = uniform_forms(subject, COARSE, sparsity)
-    dense = rotated(subject.module, subject.walk, subject.images)
-    *_, (_, model) = prune(dense, subject.walk, forms, subject.images)
-    return model
-
-
 PLANS: dict[str, Callable[[Subject, float], nn.Module]] = {
-    "stream rotated": stream_rotated,
     "outputs weighed": outputs_weighed,
     "projections dense": lambda subject, share: repaired(
         subject, projections_dense(subject, share)
