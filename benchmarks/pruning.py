@@ -79,7 +79,7 @@ def measured(subject: Subject, cell: Cell) -> Row:
     try:
         outcome = method.prunes(subject, pattern, cell.sparsity)
         seconds = time.process_time() - started
-        right = subject.right(outcome.model)
+        right = subject.right(subject.logits(outcome.model))
     except refusals() as refused:
         return msgspec.structs.replace(row, reason=reason_of(refused))
     return msgspec.structs.replace(

@@ -87,7 +87,7 @@ def measured(subject: Subject, plan: str, sparsity: float) -> dict[str, Any]:
         "plan": plan,
         "sparsity": sparsity,
         "reached": removed_share(subject, model),
-        **paired_drop(subject.dense_right, subject.right(model)),
+        **paired_drop(subject.dense_right, subject.right(subject.logits(model))),
     }
 
 

@@ -167,7 +167,8 @@ def made(subject: Subject, plan: Plan, folder: Path, *, size: int) -> dict[str, 
         trial = masked_by_magnitude(subject.module, plan.forms)
         path = folder / f"trial_{plan.name}.onnx"
         export_onnx(trial, subject.walk, patterns, path, image_size=size)
-    right = subject.right(model)
+    logits = subject.logits(model)
+    right = subject.right(logits)
     return {
         "name": plan.name,
         "plan": plan.plan,
@@ -177,7 +178,7 @@ def made(subject: Subject, plan: Plan, folder: Path, *, size: int) -> dict[str, 
         "gone": gone,
         "distortion": plan.distortion,
         "loss_rise": mean_loss(subject, model),
-        "divergence": subject.divergence(model),
+        "divergence": subject.divergence(logits),
         "right": packed(right),
         "dense_right": packed(subject.dense_right),
         **paired_drop(subject.dense_right, right),

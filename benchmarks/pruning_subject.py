@@ -38,9 +38,14 @@ class Subject:
         self.patterns = tuple(parse_pattern(pattern) for pattern in patterns)
 
     @cached_property
+    def dense_logits(self) -> Tensor:
+        """The dense model's answers on the held-out images: (n, classes)."""
+        return self.logits(self.module)
+
+    @property
     def dense_right(self) -> Tensor:
         """Which held-out images the dense model has right: (n,) bool."""
-        return self.right(self.module)
+        return self.right(self.dense_logits)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -88,16 +93,17 @@ class Subject:
         part = sum(macs(layer, 0.0) for layer in layers)
         return sparsity * sum(macs(layer, 0.0) for layer in self.walk.layers) / part
 
-    def right(self, model: nn.Module) -> Tensor:
-        """Which held-out images a model has right: (n,) bool."""
-        return self._logits(model).argmax(1) == self.classes
+    def right(self, logits: Tensor) -> Tensor:
+        """Which held-out images are answered right by logits (n, classes): (n,) bool."""
+        return logits.argmax(1) == self.classes
 
-    def divergence(self, model: nn.Module) -> float:
-        """Kullback-Leibler divergence of its answers from the dense ones, mean over held-out."""
-        dense, pruned = (self._logits(m).log_softmax(1) for m in (self.module, model))
+    def divergence(self, logits: Tensor) -> float:
+        """Kullback-Leibler divergence of logits (n, classes) from the dense ones, mean over n."""
+        dense, pruned = self.dense_logits.log_softmax(1), logits.log_softmax(1)
         return float((dense.exp() * (dense - pruned)).sum(1).mean())
 
-    def _logits(self, model: nn.Module) -> Tensor:
+    def logits(self, model: nn.Module) -> Tensor:
+        """What a model answers on the held-out images: (n, classes)."""
         with torch.inference_mode():
             return torch.cat([model(images) for images in batches(self.heldout, _BATCH)])
 
