@@ -1,6 +1,7 @@
-"""How long pruning takes, where the time goes, and how much memory it needs.
+"""How long pruning and its curves take, where the time goes, and how much memory they need.
 
 OMP_NUM_THREADS=2 python benchmarks/pruning_speed.py --models deit_base_patch16_224 --pattern 64x16
+OMP_NUM_THREADS=2 python benchmarks/pruning_speed.py --models deit_base_patch16_224 --curves
 
 The weights are random, since the time does not depend on their values: nothing here says anything
 about accuracy. Images are smooth noise at the model's size. One run of each model in a process of
@@ -15,18 +16,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from lpvit_edge import prune as pruning
-from lpvit_edge import solve
+from lpvit_edge import rotate, sensitivity, solve
 from lpvit_edge.deps import require
-from lpvit_edge.layers import walk
-from lpvit_edge.pattern import TWO_FOUR_SPARSITY, parse_pattern
+from lpvit_edge.layers import Walk, walk
+from lpvit_edge.options import PATTERN_MENUS
+from lpvit_edge.pattern import TWO_FOUR_SPARSITY, Pattern, parse_pattern
 
 T = TypeVar("T")
 # What is timed: the module in which a name is looked up, the name, and the word for it.
@@ -37,6 +40,11 @@ PHASES = (
     (solve, "removal_costs", "selection"),
     (solve, "unmasked_solution", "solution without a mask"),
     (solve, "resolve", "re-solve on the mask"),
+)
+CURVE_PHASES = (
+    (rotate, "rotated", "rotation"),
+    (sensitivity, "gather_moments", "forward and backward passes, moments"),
+    (sensitivity, "hessian_costs", "elimination for the curves"),
 )
 
 
@@ -64,27 +72,52 @@ def smooth_images(count: int, size: int) -> torch.Tensor:
     return images
 
 
-def measure(name: str, *, pattern: str, sparsity: float, images: int) -> dict[str, Any]:
-    """Prune one model with random weights and note time, phases and peak memory."""
+def pruned(
+    model: nn.Module, found: Walk, images: Tensor, patterns: tuple[Pattern, ...], sparsity: float
+) -> int:
+    """Prune every layer in the one pattern that is given; how many there are."""
+    (pattern,) = patterns
+    form = pruning.Form(pattern=pattern, sparsity=sparsity)
+    forms = {layer.name: form for layer in found.layers}
+    return sum(1 for _ in pruning.prune(model, found, forms, images))
+
+
+def curves(
+    model: nn.Module, found: Walk, images: Tensor, patterns: tuple[Pattern, ...], sparsity: float
+) -> int:
+    """As `lpvit sensitivity`, at all sparsities: rotate, then the curves; how many layers."""
+    turned = rotate.rotated(model, found, images)
+    moments = sensitivity.gather_moments(turned, found, images, None, patterns=patterns)
+    for layer in found.layers:
+        linear = turned.get_submodule(layer.name)
+        assert isinstance(linear, nn.Linear)
+        _ = list(sensitivity.layer_curves(layer, linear, moments[layer.name], images=len(images)))
+    return len(found.layers)
+
+
+def measure(
+    name: str, *, what: str, patterns: Sequence[str], sparsity: float, images: int
+) -> dict[str, Any]:
+    """Do one thing to a model with random weights and note time, phases and peak memory."""
     torch.manual_seed(0)
     model = require("timm").create_model(name, num_classes=1000).eval()
     size = 224
     seconds: Counter[str] = Counter()
-    for module, attribute, what in PHASES:
-        setattr(module, attribute, timed(getattr(module, attribute), what, seconds))
+    do, phases_of = {"pruning": (pruned, PHASES), "curves": (curves, CURVE_PHASES)}[what]
+    for module, attribute, word in phases_of:
+        setattr(module, attribute, timed(getattr(module, attribute), word, seconds))
     found = walk(model, image_size=size)
-    form = pruning.Form(pattern=parse_pattern(pattern), sparsity=sparsity)
-    forms = {layer.name: form for layer in found.layers}
     calibration = smooth_images(images, size)
     before_mib = _peak_mib()
     started, cpu_started = time.perf_counter(), time.process_time()
-    layers = sum(1 for _ in pruning.prune(model, found, forms, calibration))
+    layers = do(model, found, calibration, tuple(map(parse_pattern, patterns)), sparsity)
     total_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     phases = {what: round(value, 1) for what, value in seconds.items()}
     return {
         "model": name,
-        "pattern": pattern,
-        "sparsity": sparsity,
+        "what": what,
+        "pattern": ", ".join(patterns),
+        "sparsity": sparsity if what == "pruning" else None,
         "images": images,
         "image_size": size,
         "layers": layers,
@@ -106,15 +139,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["deit_small_patch16_224"])
     parser.add_argument("--pattern", default="64x16")
+    parser.add_argument("--curves", action="store_true", help="not pruning but its curves")
     parser.add_argument("--sparsity", type=float, default=TWO_FOUR_SPARSITY)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--out", type=Path, help="append the results to this JSON file")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
+        is_curves = arguments.curves
         row = measure(
             arguments.models[0],
-            pattern=arguments.pattern,
+            what="curves" if is_curves else "pruning",
+            patterns=PATTERN_MENUS["openvino"] if is_curves else [arguments.pattern],
             sparsity=arguments.sparsity,
             images=arguments.images,
         )
@@ -130,7 +166,7 @@ def main() -> None:
 def _in_a_process_of_its_own(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     options = ["--pattern", arguments.pattern, "--sparsity", str(arguments.sparsity)]
     command = [sys.executable, __file__, "--one", "--models", name, *options]
-    command += ["--images", str(arguments.images)]
+    command += ["--images", str(arguments.images), *(["--curves"] if arguments.curves else [])]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     row: dict[str, Any] = json.loads(output.splitlines()[-1])
     return row
