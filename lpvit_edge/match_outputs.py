@@ -51,8 +51,8 @@ def match_outputs(
 ) -> Matched:
     """A copy of `pruned` whose LayerNorms and biases match the dense answers better, and how much.
 
-    images (n, 3, S, S), normalized. Raises PruningError when there are fewer than 8 images, when
-    nothing can move, or when the loss is not finite.
+    images (n, 3, S, S), normalized, on the models' device. Raises PruningError when there are fewer
+    than 8 images, when nothing can move, or when the loss is not finite.
     """
     settings = settings or Matching()
     started = time.perf_counter()
@@ -66,7 +66,7 @@ def match_outputs(
         raise PruningError(
             f"{type(model).__name__} has no LayerNorm and no bias; outputs cannot be matched"
         )
-    apart = torch.arange(len(images)) % _APART == _APART - 1
+    apart = torch.arange(len(images), device=images.device) % _APART == _APART - 1
     goal = _Answers.of(dense, walk, images, size=settings.batch)
     best, first = copy.deepcopy(moving), _judge(model, walk, images, goal, apart, settings.batch)
     lowest, best_step = first, 0
@@ -175,7 +175,8 @@ def _order(indices: Tensor, settings: Matching) -> Iterator[Tensor]:
     """Batches of indices, pass after pass in another order."""
     generator = torch.Generator().manual_seed(settings.seed)
     while True:
-        shuffled = indices[torch.randperm(len(indices), generator=generator)]
+        order = torch.randperm(len(indices), generator=generator)
+        shuffled = indices[order.to(indices.device)]
         yield from shuffled.split(settings.batch)  # type: ignore[no-untyped-call]
 
 

@@ -38,7 +38,7 @@ def keep(folder: Path, entry: PrunedLayer, model: nn.Module, *, digest: str) -> 
     """Write one pruned layer of `model`; the file is whole or absent."""
     layer = model.get_submodule(entry.layer)
     tensors: dict[str, Tensor] = {
-        name: value.detach().contiguous() for name, value in layer.named_parameters()
+        name: value.detach().cpu().contiguous() for name, value in layer.named_parameters()
     }
     metadata = {"made_from": digest, "entry": msgspec.json.encode(entry).decode()}
     save_file = require("safetensors.torch").save_file

@@ -46,11 +46,12 @@ def prune(
 ) -> Iterator[tuple[PrunedLayer, nn.Module]]:
     """Prune layer after layer; each item is what happened to a layer, and the model so far.
 
-    images (n, 3, S, S), normalized. A layer that `forms` leaves dense is re-solved without a mask
-    once the prefix before it has changed. Layers in `done` are taken as they are, so that a run
-    goes on where it was interrupted. row_weights: layer -> (N,), how much each of its outputs
-    counts when blocks are chosen (lpvit_edge.sensitivity.output_fisher; by default equally). The
-    given model stays as it is. Raises PruningError, naming the layer and the remedy.
+    images (n, 3, S, S), normalized, on the model's device. A layer that `forms` leaves dense is
+    re-solved without a mask once the prefix before it has changed. Layers in `done` are taken as
+    they are, so that a run goes on where it was interrupted. row_weights: layer -> (N,), how much
+    each of its outputs counts when blocks are chosen (lpvit_edge.sensitivity.output_fisher; by
+    default equally). The given model stays as it is. Raises PruningError, naming the layer and the
+    remedy.
     """
     settings = settings or Settings()
     refuse_broken_weights(model)

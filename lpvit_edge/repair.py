@@ -114,7 +114,7 @@ def removal_costs(
     """
     N, rows = len(V), pattern.rows
     full = torch.cholesky_inverse(cholesky(system.A))
-    scaled = V if row_weights is None else V * row_weights.to(V.dtype).sqrt()[:, None]
+    scaled = V if row_weights is None else V * row_weights.to(V).sqrt()[:, None]
     if pattern.kind == "2:4":
         return two_four_costs(scaled, full, system.free)
     inverse, scaled = full.to(torch.float32), scaled.to(torch.float32)

@@ -33,9 +33,9 @@ _TOLERANCE = 1e-5  # of the largest answer; float32 in another basis differs by 
 def rotated(model: nn.Module, walk: Walk, images: Tensor) -> nn.Module:
     """A copy of the model with the same answers, its streams in bases that suit blocks.
 
-    images (n, 3, S, S), normalized, for calibration. Raises PruningError when the model is not
-    built like timm's Vision Transformers and Swins, holds NaN or Inf, or answers differently
-    afterwards.
+    images (n, 3, S, S), normalized, for calibration, on the model's device. Raises PruningError
+    when the model is not built like timm's Vision Transformers and Swins, holds NaN or Inf, or
+    answers differently afterwards.
     """
     refuse_broken_weights(model)
     streams = find_streams(model, walk)

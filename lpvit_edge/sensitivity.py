@@ -33,6 +33,7 @@ What is taken from where (docs/method.md says which numbers were held against th
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import msgspec
 import torch
@@ -83,7 +84,8 @@ def gather_moments(
 ) -> dict[str, Moments]:
     """Run every image forward and backward once.
 
-    images (n, 3, S, S); targets (n,) classes, or None: then the model's own answers are taken.
+    images (n, 3, S, S), on the model's device as the targets; targets (n,) classes, or None: then
+    the model's own answers are taken.
     Raises PruningError naming the parameter that holds NaN or Inf, or else the layer at which they
     appear.
     """
@@ -129,11 +131,12 @@ def _empty(layer: nn.Module, patterns: tuple[Pattern, ...]) -> Moments:
     N, K = layer.weight.shape
     size = K + (layer.bias is not None)
     fitting = [pattern for pattern in patterns if pattern.fits(N, K)]
-
-    def zeros() -> dict[Pattern, Tensor]:
-        return {p: torch.zeros(N // p.rows, K // p.cols) for p in fitting}
-
-    return Moments(A=torch.zeros(size, size), G=torch.zeros(N), p=zeros(), p_squared=zeros())
+    zeros = partial(torch.zeros, device=layer.weight.device)
+    p, p_squared = (
+        {pattern: zeros(N // pattern.rows, K // pattern.cols) for pattern in fitting}
+        for _ in range(2)
+    )
+    return Moments(A=zeros(size, size), G=zeros(N), p=p, p_squared=p_squared)
 
 
 def _forward_backward(

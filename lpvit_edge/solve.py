@@ -97,7 +97,7 @@ def _mask(
     elif scores is None:
         raise PruningError("selection 'scores' needs a score for every block of this layer")
     else:
-        costs = scores
+        costs = scores.to(layer.weight.device)
     return choose_mask(costs, form.pattern, sparsity=form.sparsity)
 
 

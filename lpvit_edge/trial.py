@@ -32,11 +32,12 @@ def torch_accuracy(
     """
     chosen = take(images, limit)
     correct = total = 0
+    device = next(model.parameters()).device
     for batch in read_batches(chosen, preprocess, size=64):
         if batch.targets is None:
             return None, 0
         with torch.no_grad():
-            predicted = model(torch.from_numpy(batch.images)).argmax(1)
+            predicted = model(torch.from_numpy(batch.images).to(device)).argmax(1).cpu()
         correct += int((predicted == torch.from_numpy(batch.targets)).sum())
         total += len(batch.targets)
     return correct / total, total

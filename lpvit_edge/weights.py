@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def save(model: "nn.Module", path: Path) -> None:
-    """Write all tensors of a model, whole or not at all."""
+    """Write all tensors of a model, on whatever device, whole or not at all."""
     save_file = require("safetensors.torch").save_file
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     files.replace_atomic(path, lambda temporary: save_file(state, temporary))
 
 
