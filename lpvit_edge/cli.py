@@ -76,6 +76,7 @@ def optimize(
     allocator: options.Allocator = "milp",
     criterion: options.Criterion = "hessian",
     rotate: options.Rotate = None,
+    device: options.Device = "cpu",
     curve: Annotated[bool, typer.Option(help="Also show accuracy over several budgets.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     overwrite: Annotated[
@@ -96,7 +97,9 @@ def optimize(
     from lpvit_edge import run_folder
     from lpvit_edge.table import show
 
-    job = options.job(model, out, weights, calibration, heldout, images, engine, threads, patterns)
+    job = options.job(
+        model, out, weights, calibration, heldout, images, engine, threads, patterns, device
+    )
     goal = run_folder.Goal(
         target_latency=target_latency,
         target_energy=target_energy,
@@ -142,6 +145,7 @@ def sensitivity(
     engine: options.Engine = "openvino",
     patterns: options.Patterns = options.BY_ENGINE,
     rotate: options.Rotate = None,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Measure how much the output suffers from pruning each layer: sensitivity.json.
@@ -150,7 +154,9 @@ def sensitivity(
     """
     from lpvit_edge import steps
 
-    job = options.job(model, out, weights, calibration, heldout, images, engine, 0, patterns)
+    job = options.job(
+        model, out, weights, calibration, heldout, images, engine, 0, patterns, device
+    )
     record = steps.sensitivity(job, rotate=rotate)
     if json:
         options.print_json(record, schema="lpvit.sensitivity/1")

@@ -26,6 +26,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = "openvino"
     threads: int = 1
     patterns: tuple[str, ...] = ("64x1", "64x16", "32x32")
+    device: str = "cpu"  # that torch prunes on, see lpvit_edge.torch_device
     basis_sha256: str | None = None  # of the file that `model` was rotated by, see lpvit_edge.basis
 
     def path(self, name: str) -> Path:
@@ -43,6 +44,7 @@ def prepare(
     engine: str,
     threads: int,
     patterns: tuple[str, ...],
+    device: str = "cpu",
 ) -> Job:
     """Find the images and walk the model.
 
@@ -80,6 +82,7 @@ def prepare(
         engine=engine,
         threads=threads,
         patterns=patterns,
+        device=device,
     )
 
 

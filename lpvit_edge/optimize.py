@@ -29,6 +29,7 @@ from lpvit_edge.records import (
 )
 from lpvit_edge.run_folder import Goal
 from lpvit_edge.targets import judge
+from lpvit_edge.torch_device import placed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -173,7 +174,7 @@ def choose(
 def budget_curve(job: Job, profile: DeviceProfile, curves: Sensitivity, goal: Goal) -> Curve:
     """Accuracy of several budgets, by torch on some held-out images. Writes curve.json."""
     targets = CURVE_TARGETS if goal.curve else ()
-    turned = basis.of(job, curves.basis_sha256) if targets else job
+    turned = placed(basis.of(job, curves.basis_sha256)) if targets else job
     points = [
         point
         for share in track(targets, what="curve: budgets", total=len(targets))
@@ -196,7 +197,7 @@ def _curve_point(
         allocation = allocated(profile, curves, goal, latency_only)
     except BudgetNotMetError:
         return None  # this device cannot go so far; the curve ends earlier
-    images, _, _ = steps.read_calibration(job)
+    images, _, _ = steps.read_calibration(job, device=job.device)
     model = job.model.module
     for _, pruned in prune(model, job.walk, steps.forms(allocation), images):
         model = pruned

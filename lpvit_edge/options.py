@@ -85,6 +85,12 @@ Rotate: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+Device: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Where torch takes curves and prunes: cpu, cuda, or cuda:1; engines have their own."
+    ),
+]
 Window: TypeAlias = Annotated[
     str, typer.Option(help="Length of each loop: quick (3 s), default (10 s) or reference (60 s).")
 ]
@@ -112,6 +118,7 @@ def job(
     engine: str,
     threads: int,
     patterns: str | None = None,
+    device: str = "cpu",
 ) -> "Job":
     """Load the model and find its images, as the options say.
 
@@ -122,7 +129,9 @@ def job(
 
     require("torch")
     from lpvit_edge.models import load_model
+    from lpvit_edge.torch_device import resolved
 
+    device = resolved(device)
     loaded = load_model(model, weights=weights)
     return prepare(
         loaded,
@@ -133,6 +142,7 @@ def job(
         engine=engine,
         threads=threads or available_threads(),
         patterns=() if patterns is None else _patterns(patterns, engine),
+        device=device,
     )
 
 

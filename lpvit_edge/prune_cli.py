@@ -46,6 +46,7 @@ def prune(
             help="Then move norms and biases towards the dense answers: minutes, no labels.",
         ),
     ] = False,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Prune and repair as allocation.json says: model.safetensors, prune.json.
@@ -63,7 +64,9 @@ def prune(
     from lpvit_edge.records import Allocation
 
     allocation = files.load(Allocation, out / "allocation.json")
-    job = options.job(model, out, weights, calibration, heldout, images, "openvino", 0)
+    job = options.job(
+        model, out, weights, calibration, heldout, images, "openvino", 0, device=device
+    )
     record = prune_step.prune(
         job,
         allocation,

@@ -9,6 +9,7 @@ from lpvit_edge.matching import Matching, MatchLog
 from lpvit_edge.progress import say, track
 from lpvit_edge.records import Allocation, PrunedLayer, PruneLog
 from lpvit_edge.run_folder import PRUNE_FOLDER
+from lpvit_edge.torch_device import placed
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,9 @@ def prune(
     from lpvit_edge.prune import Settings
 
     steps.refuse_other_model(allocation.model, job.model.identity, what="the allocation")
-    job = basis.of(job, allocation.basis_sha256)
+    job = placed(basis.of(job, allocation.basis_sha256))
     settings = settings or Settings()
-    images, targets, skipped = steps.read_calibration(job)
+    images, targets, skipped = steps.read_calibration(job, device=job.device)
     chosen_sha256 = files.sha256_of(job.path("allocation.json"))
     images_sha256 = content_sha256(job.calibration)
     digest = partial.made_from(

@@ -30,6 +30,7 @@ from lpvit_edge.records import (
     Sensitivity,
     SensitivityCurve,
 )
+from lpvit_edge.torch_device import placed
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +60,14 @@ def export_model(
 
 
 def read_calibration(
-    job: Job,
+    job: Job, *, device: str = "cpu"
 ) -> "tuple[torch.Tensor, torch.Tensor | None, tuple[str, ...]]":
     """Calibration images (n, 3, S, S), their classes (n,), and the files that cannot be read."""
     import torch
 
     batch = read_all(job.calibration, job.model.preprocess)
-    targets = None if batch.targets is None else torch.from_numpy(batch.targets)
-    return torch.from_numpy(batch.images), targets, batch.skipped
+    targets = None if batch.targets is None else torch.from_numpy(batch.targets).to(device)
+    return torch.from_numpy(batch.images).to(device), targets, batch.skipped
 
 
 def sensitivity(job: Job, *, rotate: bool | None = None) -> Sensitivity:
@@ -78,11 +79,11 @@ def sensitivity(job: Job, *, rotate: bool | None = None) -> Sensitivity:
 
     from lpvit_edge import sensitivity as curves
 
-    images, targets, skipped = read_calibration(job)
+    images, targets, skipped = read_calibration(job, device=job.device)
     if skipped:
         say(f"{len(skipped)} calibration images were left out: {'; '.join(skipped[:5])}")
     patterns = tuple(parse_pattern(name) for name in job.patterns)
-    job = basis.choose(job, images, rotate=rotate)
+    job = basis.choose(placed(job), images, rotate=rotate)
     moments = curves.gather_moments(job.model.module, job.walk, images, targets, patterns=patterns)
     found: list[SensitivityCurve] = []
     layers = job.walk.layers
