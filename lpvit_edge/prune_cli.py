@@ -78,7 +78,8 @@ def prune(
         options.print_json(record, schema=SCHEMA)
         return
     _show(record)
-    print(f"{job.path('model.safetensors')}: {len(record.layers)} layers pruned and repaired")
+    weights = job.path("model.safetensors")
+    print(f"{weights}: {len(record.layers)} layers pruned and repaired ({record.method})")
     if match_outputs:
         print(_matched(files.load(MatchLog, job.path("matching.json"))))
 

@@ -239,7 +239,7 @@ def test_prune_matches_outputs_if_asked_and_says_what_that_did(
     assert done.returncode == 0, done.stderr
     *table, weights, matched = done.stdout.splitlines()
     assert [line.split()[0] for line in table[-8:]] == [layer.name for layer in job.walk.layers]
-    assert weights.endswith("model.safetensors: 8 layers pruned and repaired")
+    assert weights.endswith("8 layers pruned and repaired (obs, repair on, outputs matched)")
     log = files.load(MatchLog, tmp_path / "matching.json")
     assert f"{log.loss_after:.4f} after {log.kept_step} of 300 steps" in matched
     assert log.loss_after <= log.loss_before
