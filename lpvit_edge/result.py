@@ -128,6 +128,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     target_met: bool
     targets: tuple[Target, ...]
     accuracy_floor: dict[str, Any] | None
+    rotated: bool
     finetuned: dict[str, Any] | None
     predicted_latency_ms: float
     prediction_error: float
