@@ -65,29 +65,34 @@ def test_of_many_weights_that_are_not_finite_the_first_is_named_and_the_others_c
         gather_moments(broken, walked, images[:8], None, patterns=())
 
 
-def test_nan_in_the_gradients_names_the_layer_it_comes_from(
-    subject: Subject,
-) -> None:
-    model, walked, images = subject
+def with_huge(model: nn.Module, name: str) -> nn.Module:
+    """A copy in which the first values of a parameter are so large that what follows overflows."""
     broken = copy.deepcopy(model)
     with torch.no_grad():
-        broken.get_parameter("blocks.1.norm2.weight")[0] = HUGE
-    with pytest.raises(PruningError, match=r"blocks.1.mlp.fc1: its inputs hold NaN or Inf"):
-        gather_moments(broken, walked, images[:8], None, patterns=())
-    with torch.no_grad():
-        broken = copy.deepcopy(model)
-        broken.get_parameter("head.weight")[0] = HUGE
-    with pytest.raises(PruningError, match=r"blocks.1.mlp.fc2: the loss gradient at its output"):
-        gather_moments(broken, walked, images[:8], None, patterns=())
+        broken.get_parameter(name)[0] = HUGE
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("parameter", "said"),
+    [
+        ("blocks.1.norm2.weight", r"blocks.1.mlp.fc1: its inputs hold NaN or Inf"),
+        ("head.weight", r"blocks.1.mlp.fc2: the loss gradient at its output"),
+    ],
+)
+def test_what_overflows_in_the_pass_names_the_layer_it_comes_from(
+    subject: Subject, parameter: str, said: str
+) -> None:
+    model, walked, images = subject
+    with pytest.raises(PruningError, match=said):
+        gather_moments(with_huge(model, parameter), walked, images[:8], None, patterns=())
 
 
 def test_nan_in_the_activations_names_the_layer(
     subject: Subject,
 ) -> None:
     model, walked, images = subject
-    broken = copy.deepcopy(model)
-    with torch.no_grad():
-        broken.get_parameter("blocks.1.norm1.weight")[0] = HUGE
+    broken = with_huge(model, "blocks.1.norm1.weight")
     form = Form(pattern=parse_pattern("64x1"), sparsity=0.5)
     forms = {shape.name: form for shape in walked.layers}
     with pytest.raises(PruningError, match=r"blocks.1.attn.qkv: its inputs hold NaN"):

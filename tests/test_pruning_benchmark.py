@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-timm = pytest.importorskip("timm")
+pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
@@ -28,6 +28,7 @@ from benchmarks.pruning_table import markdown, replaced  # noqa: E402
 from lpvit_edge.errors import MismatchError  # noqa: E402
 from lpvit_edge.layers import walk  # noqa: E402
 from lpvit_edge.pattern import parse_pattern  # noqa: E402
+from tests.test_pruning_peers import vit  # noqa: E402
 
 OWN = ("magnitude", "lpvit", "sparsegpt", "uniform", "allocated", "allocated_as_it_is")
 
@@ -36,15 +37,7 @@ OWN = ("magnitude", "lpvit", "sparsegpt", "uniform", "allocated", "allocated_as_
 def subject() -> Subject:
     """A small random transformer and noise: enough to see what is zero afterwards."""
     torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        embed_dim=64,
-        depth=2,
-        num_heads=2,
-        num_classes=5,
-    ).eval()
+    model = vit().eval()
     images = torch.randn(48, 3, 32, 32)
     classes = torch.arange(48) % 5
     half = (images[:24], classes[:24])
