@@ -79,6 +79,14 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         Allocation,
         lambda: choose(job, profile, curves, goal, budget=budget),
     )
+    export = _exported(job, allocation)
+    check = _checked(job, goal, allocation, export)
+    curve = _once(job, "curve.json", Curve, lambda: budget_curve(job, profile, curves, goal))
+    return finish(job, goal, profile, allocation, export, check, curve, budget=budget)
+
+
+def _exported(job: Job, allocation: Allocation) -> ExportLog:
+    """Prune, repair and export."""
     chosen = files.sha256_of(job.path("allocation.json"))
     _once(
         job,
@@ -88,13 +96,17 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         fits=lambda log: log.allocation_sha256 == chosen,
     )
     weights = files.sha256_of(job.path("model.safetensors"))  # pruned, perhaps fine-tuned
-    export = _once(
+    return _once(
         job,
         "export.json",
         ExportLog,
         lambda: steps.export(job, allocation),
         fits=lambda log: log.model_sha256 == weights,
     )
+
+
+def _checked(job: Job, goal: Goal, allocation: Allocation, export: ExportLog) -> Check:
+    """Build the engine and compare it with the dense one."""
     manifest = _once(
         job,
         "manifest.json",
@@ -102,7 +114,7 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
         lambda: steps.build(job),
         fits=lambda manifest: manifest.onnx_sha256 == export.onnx_sha256,
     )
-    check = _once(
+    return _once(
         job,
         "check.json",
         Check,
@@ -112,8 +124,6 @@ def optimize(job: Job, goal: Goal) -> dict[str, Any]:
             (found.onnx_sha256, found.precision) == (export.onnx_sha256, manifest.precision)
         ),
     )
-    curve = _once(job, "curve.json", Curve, lambda: budget_curve(job, profile, curves, goal))
-    return finish(job, goal, profile, allocation, export, check, curve, budget=budget)
 
 
 def _once(
